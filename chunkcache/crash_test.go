@@ -1,0 +1,5 @@
+package chunkcache
+
+const crashChild = "MSB_CHUNKCACHE_CRASH_DIR"
+
+func crashWriter() int { return 0 }

@@ -1,0 +1,199 @@
+package chunkcache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// shardCount spreads keys, which are uniformly random, over as many locks.
+const shardCount = 256
+
+// shard is a part of what the cache has in memory.
+type shard struct {
+	mu      sync.RWMutex
+	entries map[Key]*entry  // guarded by mu; a dead one says that the index still has to forget the chunk
+	flights map[Key]*flight // guarded by mu; chunks being filled
+	deletes uint64          // guarded by mu; how often an entry died
+
+	hits atomic.Int64
+
+	_ [32]byte // two shards share no cache line
+}
+
+func (c *Cache) shard(k *Key) *shard { return &c.shards[k[0]] }
+
+// Keys of the database: chunks are "c/k" and the chunk's key, the cache's own state is "c/m".
+const chunkPrefix, metaKey = "c/k", "c/m"
+
+func chunkKey(k Key) []byte { return append([]byte(chunkPrefix), k[:]...) }
+
+// find returns the entry of chunk k, nil when the cache has none.
+func (c *Cache) find(k *Key) (*entry, error) {
+	s := c.shard(k)
+	s.mu.RLock()
+	e := s.entries[*k]
+	s.mu.RUnlock()
+	if e == nil {
+		return c.load(k)
+	}
+	if e.dead.Load() {
+		return nil, nil
+	}
+	return e, nil
+}
+
+// load brings the entry of chunk k from the index into memory.
+func (c *Cache) load(k *Key) (*entry, error) {
+	s := c.shard(k)
+	for {
+		s.mu.RLock()
+		before := s.deletes
+		s.mu.RUnlock()
+		r, err := c.lookup(*k)
+		if err != nil {
+			return nil, err
+		}
+		var g *segment
+		if r.size > 0 {
+			g = c.segs.get(r.seg)
+		}
+		s.mu.Lock()
+		if e := s.entries[*k]; e != nil || g == nil {
+			s.mu.Unlock()
+			if e == nil || e.dead.Load() {
+				return nil, nil
+			}
+			return e, nil
+		}
+		if s.deletes != before { // what was looked up may have been deleted since
+			s.mu.Unlock()
+			continue
+		}
+		e := &entry{seg: g, off: int64(r.off), size: int64(r.size), suspect: r.epoch != c.epoch || len(r.sums) == 0}
+		e.used.Store(r.used)
+		e.saved.Store(r.used)
+		s.entries[*k] = e
+		c.trim(s)
+		s.mu.Unlock()
+		return e, nil
+	}
+}
+
+// lookup reads the index's record of chunk k; its size is 0 when there is none or it cannot be used.
+func (c *Cache) lookup(k Key) (r record, err error) {
+	err = c.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(chunkKey(k))
+		if err != nil {
+			return err
+		}
+		return item.Value(func(b []byte) error {
+			r, err = decodeRecord(b)
+			return err
+		})
+	})
+	switch {
+	case errors.Is(err, badger.ErrKeyNotFound), errors.Is(err, errRecord):
+		return record{}, nil
+	case err != nil:
+		return record{}, fmt.Errorf("look up chunk %s: %w", short(k), err)
+	}
+	return r, nil
+}
+
+// insert makes e the entry of chunk k and has it indexed. It answers false when somebody else has stored the chunk
+// meanwhile; old, when not nil, is the entry that may be replaced.
+func (c *Cache) insert(k Key, e *entry, sums []uint32, old *entry) bool {
+	s := c.shard(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cur := s.entries[k]; cur != nil && cur != old && !cur.dead.Load() {
+		return false
+	}
+	s.entries[k] = e
+	c.commits.add(op{kind: opPut, key: k, e: e, record: c.record(e, sums)})
+	c.trim(s)
+	return true
+}
+
+// record is what the index is to know of e.
+func (c *Cache) record(e *entry, sums []uint32) record {
+	return record{epoch: c.epoch, seg: e.seg.id, off: uint32(e.off), size: uint32(e.size), used: e.used.Load(), sums: sums}
+}
+
+// remove takes chunk k out of the cache if e is still its entry, and frees its place.
+func (c *Cache) remove(k Key, e *entry) bool {
+	s := c.shard(&k)
+	s.mu.Lock()
+	if s.entries[k] != e || e.dead.Load() {
+		s.mu.Unlock()
+		return false
+	}
+	s.deletes++
+	e.dead.Store(true)
+	c.commits.add(op{kind: opDelete, key: k, e: e})
+	s.mu.Unlock()
+	c.stats.chunks.Add(-1)
+	c.stats.bytes.Add(-e.size)
+	c.segs.free(e)
+	return true
+}
+
+// trim forgets entries that nobody misses when a shard holds too many; which ones is left to chance, which is nearly as
+// good as knowing. The caller holds s.mu.
+func (c *Cache) trim(s *shard) {
+	limit := 2*c.o.Hot/shardCount + 1
+	if len(s.entries) <= limit {
+		return
+	}
+	for k, e := range s.entries {
+		if e.pending.Load() > 0 {
+			continue
+		}
+		if used := e.used.Load(); !e.dead.Load() && stale(used, e.saved.Load()) {
+			c.commits.add(op{kind: opTouch, key: k, e: e, record: record{used: used}})
+			continue
+		}
+		delete(s.entries, k)
+		if len(s.entries) <= limit/2 {
+			return
+		}
+	}
+}
+
+// loadMeta reads the cache's own state: version, epoch, chunks, bytes. known is false when the index has never heard of
+// this cache.
+func (c *Cache) loadMeta() (known bool, err error) {
+	err = c.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get([]byte(metaKey))
+		if err != nil {
+			return err
+		}
+		return item.Value(func(b []byte) error {
+			if len(b) != 21 || b[0] != recordVersion {
+				return nil // another version: rebuild
+			}
+			known = true
+			c.epoch = binary.LittleEndian.Uint32(b[1:])
+			c.stats.chunks.Store(int64(binary.LittleEndian.Uint64(b[5:])))
+			c.stats.bytes.Store(int64(binary.LittleEndian.Uint64(b[13:])))
+			return nil
+		})
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		err = nil
+	}
+	return known, err
+}
+
+// saveMeta writes what loadMeta reads.
+func (c *Cache) saveMeta() error {
+	b := binary.LittleEndian.AppendUint32([]byte{recordVersion}, c.epoch)
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.chunks.Load()))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.bytes.Load()))
+	return c.db.Update(func(txn *badger.Txn) error { return txn.Set([]byte(metaKey), b) })
+}
