@@ -1,0 +1,177 @@
+package remote
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+// authorizer answers one endpoint's challenges. A registry is asked without credentials first; what it wants is learned
+// from its first 401, which costs no more than asking /v2/ would and nothing where it wants nothing.
+type authorizer struct {
+	endpoint    *endpoint
+	credentials func(context.Context) (authn.AuthConfig, error)
+
+	lock      chan struct{} // of capacity 1: held while what follows is read or changed, also while a token is fetched
+	challenge challenge     // what the registry wants; scheme "" = not known to want anything
+	basic     string        // Authorization header of a basic registry
+	tokens    map[string]*token
+}
+
+// token is a bearer token of one scope.
+type token struct {
+	header  string
+	expires time.Time
+	refresh time.Time // a new one is fetched from here on
+}
+
+// authorize adds to req what the registry is known to want.
+func (a *authorizer) authorize(ctx context.Context, req *http.Request, r request, scheme string) error {
+	if err := a.acquire(ctx); err != nil {
+		return err
+	}
+	defer a.release()
+	switch a.challenge.scheme {
+	case "basic":
+		if a.basic != "" {
+			req.Header.Set("Authorization", a.basic)
+		}
+	case "bearer":
+		t, err := a.token(ctx, r, scheme)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", t.header)
+	}
+	return nil
+}
+
+// answer reads the challenge of a 401 and prepares for it; again says that the request is worth sending once more. On
+// a second 401 everything, the credentials included, has been got afresh.
+func (a *authorizer) answer(ctx context.Context, resp *http.Response, r request, attempt int) (again bool, err error) {
+	c, ok := pickChallenge(resp.Header)
+	if !ok {
+		return false, nil
+	}
+	sent := resp.Request.Header.Get("Authorization")
+	if err := a.acquire(ctx); err != nil {
+		return false, err
+	}
+	defer a.release()
+	if a.challenge.scheme == c.scheme && a.current(r) != sent {
+		return true, nil // somebody else has done it meanwhile
+	}
+	a.challenge = c
+	delete(a.tokens, r.scope())
+	switch c.scheme {
+	case "basic":
+		cfg, err := a.credentials(ctx)
+		if err != nil {
+			return false, err
+		}
+		if cfg.Username == "" && cfg.Password == "" {
+			return false, nil
+		}
+		header := "Basic " + base64.StdEncoding.EncodeToString([]byte(cfg.Username+":"+cfg.Password))
+		again = header != sent
+		a.basic = header
+		return again, nil
+	default:
+		_, err := a.token(ctx, r, resp.Request.URL.Scheme)
+		return err == nil, err
+	}
+}
+
+// current is the Authorization header that r would be sent with now.
+func (a *authorizer) current(r request) string {
+	if a.challenge.scheme == "basic" {
+		return a.basic
+	}
+	if t := a.tokens[r.scope()]; t != nil {
+		return t.header
+	}
+	return ""
+}
+
+func (r request) scope() string { return "repository:" + r.repo + ":pull" }
+
+// token returns a token that will last a while, from the cache or the realm. The caller holds the lock, so that one of
+// many readers fetches it.
+func (a *authorizer) token(ctx context.Context, r request, scheme string) (*token, error) {
+	scope := r.scope()
+	now := a.endpoint.client.now()
+	if t := a.tokens[scope]; t != nil && now.Before(t.refresh) {
+		return t, nil
+	}
+	t, err := a.exchange(ctx, r, scope, scheme, now)
+	if err == nil {
+		a.tokens[scope] = t
+		return t, nil
+	}
+	if old := a.tokens[scope]; old != nil && now.Before(old.expires) && ctx.Err() == nil {
+		return old, nil // it is still good, and the realm may be better next time
+	}
+	return nil, err
+}
+
+func (a *authorizer) exchange(ctx context.Context, r request, scope, scheme string, now time.Time) (*token, error) {
+	cfg, err := a.credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.RegistryToken != "" {
+		return &token{header: "Bearer " + cfg.RegistryToken, refresh: now.Add(time.Minute), expires: now.Add(time.Minute)}, nil
+	}
+	e := a.endpoint
+	ctx, cancel := context.WithTimeout(ctx, e.client.attemptTimeout())
+	defer cancel()
+	r.count.addRequest(r.class)
+	got, err := transport.Exchange(ctx, e.reg, authn.FromConfig(cfg), e.transport, []string{scope},
+		&transport.Challenge{Scheme: "bearer", Parameters: a.challenge.params, Insecure: scheme == "http"})
+	if err != nil {
+		return nil, tokenError(err, e.host.name)
+	}
+	value := got.Token
+	if value == "" {
+		value = got.AccessToken
+	}
+	// https://distribution.github.io/distribution/spec/auth/token/: 60 seconds where nothing is said
+	life := time.Minute
+	if got.ExpiresIn > 0 {
+		life = min(time.Duration(got.ExpiresIn), 24*3600) * time.Second
+	}
+	return &token{header: "Bearer " + value, expires: now.Add(life), refresh: now.Add(life - min(life/5, 30*time.Second))}, nil
+}
+
+// tokenError keeps the URL, which may hold an account's name, and the answer's body, which may hold a token, out of the message.
+func tokenError(err error, host string) error {
+	var t *transport.Error
+	if errors.As(err, &t) {
+		e := &statusError{host: "the token server of " + host, code: t.StatusCode}
+		if len(t.Errors) > 0 {
+			e.detail = oneLine(string(t.Errors[0].Code))
+		}
+		if t.StatusCode == http.StatusBadRequest {
+			return fmt.Errorf("%w: %w", ErrUnauthorized, e)
+		}
+		return e
+	}
+	return explainTLS(cleanURL(err), host)
+}
+
+func (a *authorizer) acquire(ctx context.Context) error {
+	select {
+	case a.lock <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (a *authorizer) release() { <-a.lock }

@@ -1,0 +1,379 @@
+package remote
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Config is the part of config.json that concerns registries. The zero value is an absent file: no extra roots, no
+// hosts.
+//
+// The keys are microsandbox's:
+//
+//	registries.ca_certs                          PEM file, added to the system's roots for every registry
+//	registries.hosts.<host[:port]>.insecure      plain HTTP
+//	registries.hosts.<host[:port]>.auth.username with exactly one of
+//	                              .auth.password_env   name of an environment variable
+//	                              .auth.store          "keyring"
+//	                              .auth.secret_name    file secrets/registries/<secret_name> beside config.json
+//
+// and these are ours:
+//
+//	registries.hosts.<host[:port]>.ca_certs      PEM file, added for this host
+//	                              .client_cert, .client_key   PEM files of a client certificate
+//	                              .mirrors       tried in order before the host: "host[:port]" or "http[s]://host[:port][/prefix]"
+//	                              .skip_verify   accept any server certificate
+//
+// Relative paths are relative to the directory of config.json. The sections microsandbox has beside registries (home, log_level,
+// database, paths, sandbox_defaults, metrics) are let through unread.
+type Config struct {
+	Path    string           // of the file, for messages; "" when there is none
+	CACerts []byte           // PEM
+	Hosts   map[string]*Host // by host[:port]; Docker Hub is index.docker.io
+}
+
+// Host is what config.json says about one registry.
+type Host struct {
+	Insecure   bool
+	SkipVerify bool
+	CACerts    []byte            // PEM
+	ClientCert []tls.Certificate // none or one
+	Mirrors    []string          // checked URLs or host[:port]
+	Auth       *HostAuth         // nil: none given
+}
+
+// HostAuth says where a registry's password is. Exactly one of PasswordEnv, SecretFile and Keyring is set.
+type HostAuth struct {
+	Where       string // file, line and key of the password's source, for messages
+	Username    string
+	PasswordEnv string
+	SecretFile  string
+	Keyring     bool
+}
+
+// PasswordEnvs lists the environment variables that password_env keys name, sorted: what a client has to send to a
+// daemon whose environment is not the user's.
+func (c *Config) PasswordEnvs() []string {
+	var names []string
+	for _, h := range c.Hosts {
+		if h.Auth != nil && h.Auth.PasswordEnv != "" {
+			names = append(names, h.Auth.PasswordEnv)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// maxConfigSize bounds config.json and the PEM files it names.
+const maxConfigSize = 4 << 20
+
+// LoadConfig reads config.json strictly. An absent file is an empty Config. Errors name the file, the line and the key.
+func LoadConfig(path string) (*Config, error) {
+	data, err := readLimited(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Config{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	p := &configParser{file: path, data: data, readFile: readLimited}
+	c, err := p.parse()
+	if err != nil {
+		line := 1
+		var at *lineError
+		if errors.As(err, &at) {
+			line = lineOf(data, at.offset)
+		}
+		return nil, fmt.Errorf("%s:%d: %w", path, line, err)
+	}
+	c.Path = path
+	return c, nil
+}
+
+func readLimited(path string) ([]byte, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxConfigSize {
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxConfigSize)
+	}
+	return os.ReadFile(path)
+}
+
+// configParser turns the document into a Config. Its fields are what it needs of the world.
+type configParser struct {
+	file     string
+	data     []byte // of file
+	readFile func(string) ([]byte, error)
+}
+
+// where says where n stands.
+func (p *configParser) where(n *jsonNode, key string) string {
+	return fmt.Sprintf("%s:%d: %s", p.file, lineOf(p.data, n.offset), key)
+}
+
+func (p *configParser) parse() (*Config, error) {
+	root, err := parseJSON(p.data)
+	if err != nil {
+		return nil, err
+	}
+	c := &Config{Hosts: map[string]*Host{}}
+	ignore := func(*jsonNode, string) error { return nil }
+	err = object(root, "", map[string]field{
+		"home": ignore, "log_level": ignore, "database": ignore, "paths": ignore, "sandbox_defaults": ignore, "metrics": ignore,
+		"registries": func(n *jsonNode, key string) error {
+			return object(n, key, map[string]field{
+				"ca_certs": func(n *jsonNode, key string) (err error) { c.CACerts, err = p.certs(n, key); return },
+				"hosts":    func(n *jsonNode, key string) error { return p.hosts(c, n, key) },
+			})
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (p *configParser) hosts(c *Config, n *jsonNode, key string) error {
+	members, err := members(n, key)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		k := key + "." + m.key
+		if u, err := url.Parse("//" + m.key); err != nil || u.Host != m.key || u.Host == "" {
+			return complain(m.node, k, "is not host[:port]; leave out https:// and any path")
+		}
+		h, err := p.host(m.node, k)
+		if err != nil {
+			return err
+		}
+		host := canonicalHost(m.key)
+		if c.Hosts[host] != nil {
+			return complain(m.node, k, "is another name of a host that is already there")
+		}
+		c.Hosts[host] = h
+	}
+	return nil
+}
+
+func (p *configParser) host(n *jsonNode, key string) (*Host, error) {
+	h := &Host{}
+	var cert, certKey string
+	err := object(n, key, map[string]field{
+		"insecure":    func(n *jsonNode, key string) (err error) { h.Insecure, err = boolean(n, key); return },
+		"skip_verify": func(n *jsonNode, key string) (err error) { h.SkipVerify, err = boolean(n, key); return },
+		"ca_certs":    func(n *jsonNode, key string) (err error) { h.CACerts, err = p.certs(n, key); return },
+		"client_cert": func(n *jsonNode, key string) (err error) { cert, err = text(n, key); return },
+		"client_key":  func(n *jsonNode, key string) (err error) { certKey, err = text(n, key); return },
+		"mirrors":     func(n *jsonNode, key string) (err error) { h.Mirrors, err = mirrors(n, key); return },
+		"auth":        func(n *jsonNode, key string) (err error) { h.Auth, err = p.auth(n, key); return },
+	})
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case cert == "" && certKey == "":
+		return h, nil
+	case cert == "" || certKey == "":
+		return nil, complain(n, key, "client_cert and client_key go together")
+	}
+	certPEM, err := p.readFile(p.path(cert))
+	if err != nil {
+		return nil, complain(n, key+".client_cert", err.Error())
+	}
+	keyPEM, err := p.readFile(p.path(certKey))
+	if err != nil {
+		return nil, complain(n, key+".client_key", err.Error())
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, complain(n, key+".client_cert", err.Error())
+	}
+	h.ClientCert = []tls.Certificate{pair}
+	return h, nil
+}
+
+func (p *configParser) auth(n *jsonNode, key string) (*HostAuth, error) {
+	a := &HostAuth{}
+	var sources []string
+	err := object(n, key, map[string]field{
+		"username": func(n *jsonNode, key string) (err error) { a.Username, err = text(n, key); return },
+		"password_env": func(n *jsonNode, key string) (err error) {
+			sources = append(sources, "password_env")
+			if a.PasswordEnv, err = text(n, key); err != nil {
+				return err
+			}
+			a.Where = p.where(n, key)
+			return nil
+		},
+		"store": func(n *jsonNode, key string) error {
+			sources = append(sources, "store")
+			s, err := text(n, key)
+			if err == nil && s != "keyring" {
+				err = complain(n, key, fmt.Sprintf("is %q; the only store is \"keyring\"", s))
+			}
+			a.Keyring = true
+			return err
+		},
+		"secret_name": func(n *jsonNode, key string) error {
+			sources = append(sources, "secret_name")
+			s, err := text(n, key)
+			if err == nil && (s == "." || s == ".." || strings.ContainsAny(s, "/\x00")) {
+				err = complain(n, key, fmt.Sprintf("is %q; it is the name of a file in secrets/registries", s))
+			}
+			a.SecretFile = p.path(filepath.Join("secrets", "registries", s))
+			a.Where = p.where(n, key)
+			return err
+		},
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case a.Username == "":
+		return nil, complain(n, key, "has no username")
+	case len(sources) != 1:
+		what := "has no password source"
+		if len(sources) > 1 {
+			what = "has more than one password source (" + strings.Join(sources, ", ") + ")"
+		}
+		return nil, complain(n, key, what+"; give exactly one of password_env, store, secret_name")
+	}
+	return a, nil
+}
+
+// certs reads the PEM file a key names.
+func (p *configParser) certs(n *jsonNode, key string) ([]byte, error) {
+	s, err := text(n, key)
+	if err != nil {
+		return nil, err
+	}
+	pem, err := p.readFile(p.path(s))
+	if err != nil {
+		return nil, complain(n, key, err.Error())
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		return nil, complain(n, key, s+" holds no PEM certificate")
+	}
+	return pem, nil
+}
+
+func (p *configParser) path(s string) string {
+	if filepath.IsAbs(s) {
+		return s
+	}
+	return filepath.Join(filepath.Dir(p.file), s)
+}
+
+func mirrors(n *jsonNode, key string) ([]string, error) {
+	items, ok := n.value.([]*jsonNode)
+	if !ok {
+		return nil, complain(n, key, "is not a list")
+	}
+	var list []string
+	for i, item := range items {
+		k := fmt.Sprintf("%s[%d]", key, i)
+		s, err := text(item, k)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := parseMirror(s); err != nil {
+			return nil, complain(item, k, err.Error())
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// mirror is where a registry's repositories are also to be had.
+type mirror struct {
+	scheme string // "http", "https", or "" as the host's own settings say
+	host   string
+	prefix string // of the repository path; "" or ends in "/"
+}
+
+func parseMirror(s string) (mirror, error) {
+	full := s
+	if !strings.Contains(s, "://") {
+		full = "//" + s
+	}
+	u, err := url.Parse(full)
+	switch {
+	case err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "":
+		return mirror{}, fmt.Errorf("is %q; write host[:port] or http[s]://host[:port][/prefix]", oneLine(s))
+	case u.User != nil:
+		return mirror{}, errors.New("holds a user name; put it under the mirror's own host")
+	case u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https":
+		return mirror{}, fmt.Errorf("has the scheme %q; it is http or https", u.Scheme)
+	}
+	m := mirror{scheme: u.Scheme, host: canonicalHost(u.Host)}
+	if prefix := strings.Trim(u.Path, "/"); prefix != "" && prefix != "v2" {
+		m.prefix = strings.TrimPrefix(prefix, "v2/") + "/"
+	}
+	return m, nil
+}
+
+// field reads the value of one key.
+type field func(n *jsonNode, key string) error
+
+// object reads an object all of whose keys are known.
+func object(n *jsonNode, key string, fields map[string]field) error {
+	list, err := members(n, key)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		k := strings.TrimPrefix(key+"."+m.key, ".")
+		f := fields[m.key]
+		if f == nil {
+			return complain(m.node, k, "is not a known key")
+		}
+		if err := f(m.node, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func members(n *jsonNode, key string) ([]jsonMember, error) {
+	if n.value == nil { // null is an absent value, as it is to microsandbox
+		return nil, nil
+	}
+	list, ok := n.value.([]jsonMember)
+	if !ok {
+		return nil, complain(n, key, "is not an object")
+	}
+	return list, nil
+}
+
+func boolean(n *jsonNode, key string) (bool, error) {
+	b, ok := n.value.(bool)
+	if !ok {
+		return false, complain(n, key, "is neither true nor false")
+	}
+	return b, nil
+}
+
+func text(n *jsonNode, key string) (string, error) {
+	s, ok := n.value.(string)
+	if !ok || s == "" {
+		return "", complain(n, key, "is not a string with something in it")
+	}
+	return s, nil
+}
+
+func complain(n *jsonNode, key, what string) error {
+	if key == "" {
+		key = "the document"
+	}
+	return &lineError{offset: n.offset, err: fmt.Errorf("%s %s", oneLine(key), what)}
+}

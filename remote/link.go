@@ -1,0 +1,75 @@
+package remote
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	minBudget = 4 << 20  // bytes in flight where nothing is known of the link yet
+	maxBudget = 32 << 20 // and at most, however long and fat it is
+)
+
+// link is what has been seen of the way to a host: its round trip, how long answers take, and its bandwidth. The zero
+// value knows nothing.
+type link struct {
+	mu      sync.Mutex
+	rtt     time.Duration     // least time from request to first byte seen
+	recent  [64]time.Duration // the last times to first byte of on-demand ranges, a ring
+	n       int               // how many were ever put in recent
+	rate    float64           // bytes per second, the most seen lately; decays
+	window  time.Time         // start of the current measuring window
+	arrived int64             // bytes in it
+}
+
+const measureWindow = 100 * time.Millisecond
+
+// firstByte notes that an answer took d to begin.
+func (l *link) firstByte(d time.Duration, onDemand bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rtt == 0 || d < l.rtt {
+		l.rtt = d
+	}
+	if onDemand {
+		l.recent[l.n%len(l.recent)] = d
+		l.n++
+	}
+}
+
+// bytes notes that n bytes arrived.
+func (l *link) bytes(now time.Time, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.window.IsZero() {
+		l.window = now
+	}
+	l.arrived += int64(n)
+	if d := now.Sub(l.window); d >= measureWindow {
+		if d < 10*measureWindow { // a longer one was mostly idle and says nothing
+			l.rate = max(float64(l.arrived)/d.Seconds(), l.rate*0.95)
+		}
+		l.window, l.arrived = now, 0
+	}
+}
+
+// budget is how many bytes in flight keep the link busy: twice the bandwidth-delay product, within bounds.
+func (l *link) budget() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(max(int64(2*l.rate*l.rtt.Seconds()), minBudget), maxBudget)
+}
+
+// p95 is the 95th percentile of on-demand times to first byte; 0 while too few have been seen to tell.
+func (l *link) p95() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := min(l.n, len(l.recent))
+	if n < 20 {
+		return 0
+	}
+	sorted := slices.Clone(l.recent[:n])
+	slices.Sort(sorted)
+	return sorted[n*95/100]
+}

@@ -1,0 +1,70 @@
+package remote
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+const (
+	hubName = "docker.io"          // what people write
+	hubHost = name.DefaultRegistry // where Docker Hub's API is, index.docker.io
+)
+
+// Normalize writes ref in full: "python" is "docker.io/library/python:latest". Two references that name the same thing
+// have the same normal form, which is what pins are keyed by. With a digest the tag is dropped: the digest decides.
+func Normalize(ref string) (string, error) {
+	r, err := parseReference(ref)
+	if err != nil {
+		return "", err
+	}
+	return displayReference(r), nil
+}
+
+// AtDigest is ref's repository at a digest: ("python:3.12", "sha256:...") is "docker.io/library/python@sha256:...".
+func AtDigest(ref, digest string) (string, error) {
+	r, err := parseReference(ref)
+	if err != nil {
+		return "", err
+	}
+	return Normalize(r.Context().Name() + "@" + digest)
+}
+
+func parseReference(ref string) (name.Reference, error) {
+	// Nobody's reference is longer; the parser's regular expressions need not see what is.
+	if len(ref) > 1024 {
+		return nil, &Error{Op: "parse", Ref: ref[:32] + "...", Kind: ErrInvalidReference, Cause: fmt.Errorf("%d bytes long", len(ref))}
+	}
+	r, err := name.ParseReference(ref, name.WeakValidation)
+	if err != nil {
+		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: err, Hint: "write it as [host/]name[:tag][@sha256:...]"}
+	}
+	return r, nil
+}
+
+func displayReference(r name.Reference) string {
+	sep := ":"
+	if _, ok := r.(name.Digest); ok {
+		sep = "@"
+	}
+	return displayHost(r.Context().RegistryStr()) + "/" + r.Context().RepositoryStr() + sep + r.Identifier()
+}
+
+// displayHost is a registry's name as people write it.
+func displayHost(host string) string {
+	if host == hubHost {
+		return hubName
+	}
+	return host
+}
+
+// canonicalHost is a registry's name as the API client spells it: Docker Hub has several.
+func canonicalHost(host string) string {
+	host = strings.ToLower(host)
+	switch host {
+	case hubName, "registry-1.docker.io", "registry.hub.docker.com":
+		return hubHost
+	}
+	return host
+}

@@ -1,0 +1,118 @@
+package remote
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+)
+
+// scheduler shares one host's connections and bytes in flight among ranges, by strict priority. On-demand ranges may
+// use every connection; the others leave some free, so that an on-demand range never queues behind them, and keep
+// only so many bytes in flight as the link needs to stay busy, so that it does not queue behind them in the network either.
+type scheduler struct {
+	conns  int          // most ranges at once; immutable
+	budget func() int64 // most bytes in flight below on-demand; immutable
+
+	mu      sync.Mutex
+	running int
+	low     int   // of running, those below on-demand
+	lowLeft int64 // bytes those have been granted
+	queue   [classes][]*ticket
+}
+
+// ticket is one range's place in its host's queue.
+type ticket struct {
+	n     int64          // bytes of the range; guarded by scheduler.mu
+	class priority.Class // guarded by scheduler.mu
+	ready chan struct{}  // closed when granted
+	held  bool           // granted and not yet released; guarded by scheduler.mu
+	low   bool           // granted below on-demand; guarded by scheduler.mu
+}
+
+func newScheduler(conns int, budget func() int64) *scheduler {
+	return &scheduler{conns: conns, budget: budget}
+}
+
+// enter queues a range of n bytes. The caller waits for ticket.ready and ends with leave, also when it stops waiting.
+func (s *scheduler) enter(class priority.Class, n int64) *ticket {
+	t := &ticket{n: n, class: class, ready: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queue[class] = append(s.queue[class], t)
+	s.admit()
+	return t
+}
+
+// leave gives back what t holds, or takes it out of the queue.
+func (s *scheduler) leave(t *ticket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !t.held {
+		s.drop(t)
+	} else {
+		t.held = false
+		s.running--
+		if t.low {
+			s.low--
+			s.lowLeft -= t.n
+		}
+	}
+	s.admit()
+}
+
+// raise moves t, if it still waits, to a more urgent class.
+func (s *scheduler) raise(t *ticket, class priority.Class) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.held || class >= t.class || !s.drop(t) {
+		return
+	}
+	t.class = class
+	s.queue[class] = append(s.queue[class], t)
+	s.admit()
+}
+
+// drop takes t out of its queue; false when it is in none.
+func (s *scheduler) drop(t *ticket) bool {
+	q := s.queue[t.class]
+	i := slices.Index(q, t)
+	if i < 0 {
+		return false
+	}
+	s.queue[t.class] = slices.Delete(q, i, i+1)
+	return true
+}
+
+// admit grants what there is room for, most urgent first. It stops at the first class that has to wait.
+func (s *scheduler) admit() {
+	for class := range s.queue {
+		for len(s.queue[class]) > 0 {
+			t := s.queue[class][0]
+			if !s.room(t) {
+				return
+			}
+			s.queue[class] = slices.Delete(s.queue[class], 0, 1)
+			t.held = true
+			s.running++
+			if t.class != priority.OnDemand {
+				t.low = true
+				s.low++
+				s.lowLeft += t.n
+			}
+			close(t.ready)
+		}
+	}
+}
+
+func (s *scheduler) room(t *ticket) bool {
+	switch {
+	case s.running >= s.conns:
+		return false
+	case t.class == priority.OnDemand:
+		return true
+	case s.low == 0:
+		return true
+	}
+	return s.low < s.conns/2 && s.lowLeft+t.n <= s.budget()
+}
