@@ -1,0 +1,107 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"github.com/microsandbox/msb-fs/layer"
+)
+
+// ReadAt reads a regular file's bytes from off on into p. It is short only at the end of the file.
+func (t *Tree) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, error) {
+	size, err := t.size(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 {
+		return 0, syscall.EINVAL
+	}
+	if off >= size {
+		return 0, nil
+	}
+	p = p[:min(int64(len(p)), size-off)]
+	stall := t.stats.begin()
+	l, entry := split(id)
+	n := 0
+	for n < len(p) {
+		m, err := t.readChunk(ctx, l, int(entry), p[n:], off+int64(n))
+		if err != nil {
+			t.stats.end(stall, id, "")
+			return n, fmt.Errorf("read %s at %d: %w", t.Path(id), off+int64(n), err)
+		}
+		n += m
+	}
+	t.stats.read(n)
+	t.stats.end(stall, id, "")
+	t.readAhead(id, off, int64(n), size)
+	return n, nil
+}
+
+// readChunk reads as much of p as is in the chunk that holds byte off.
+func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64) (int, error) {
+	c, err := t.layers[l].Chunk(ctx, entry, off)
+	if err != nil {
+		return 0, err
+	}
+	if off < c.Offset || off-c.Offset >= c.Size {
+		return 0, fmt.Errorf("layer %d gave bytes [%d,+%d) for %d: %w", l, c.Offset, c.Size, off, syscall.EIO)
+	}
+	at := off - c.Offset
+	p = p[:min(int64(len(p)), c.Size-at)]
+	f := t.fetches.Get().(*fetch)
+	f.layer, f.chunk = t.layers[l], c
+	n, err := t.cache.ReadAt(ctx, c.Digest, c.Size, p, at, f.fill)
+	if err != nil {
+		return 0, err // f may still be in use: by a fill that goes on for others
+	}
+	f.layer = nil
+	t.fetches.Put(f)
+	if n < len(p) {
+		return n, fmt.Errorf("chunk %x has %d bytes less than its layer said: %w", c.Digest[:6], len(p)-n, syscall.EIO)
+	}
+	return n, nil
+}
+
+// fetch is what a cache calls to get a chunk that it has not. It is reused, so that a hit allocates nothing.
+type fetch struct {
+	layer Layer
+	chunk layer.Chunk
+	fill  func(context.Context) ([]byte, error)
+}
+
+func newFetch() *fetch {
+	f := new(fetch)
+	f.fill = f.get
+	return f
+}
+
+func (f *fetch) get(ctx context.Context) ([]byte, error) { return f.layer.Fetch(ctx, f.chunk) }
+
+// size returns the length of a regular file; EISDIR and EINVAL are the errors of anything else.
+func (t *Tree) size(ctx context.Context, id ID) (int64, error) {
+	if err := t.dead(); err != nil {
+		return 0, err
+	}
+	a, err := t.Attr(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	switch a.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+		return a.Size, nil
+	case syscall.S_IFDIR:
+		return 0, syscall.EISDIR
+	default:
+		return 0, syscall.EINVAL
+	}
+}
+
+// touch brings a chunk into the cache.
+func (t *Tree) touch(ctx context.Context, l int, c layer.Chunk) error {
+	var one [1]byte
+	f := newFetch()
+	f.layer, f.chunk = t.layers[l], c
+	_, err := t.cache.ReadAt(ctx, c.Digest, c.Size, one[:], 0, f.fill)
+	return err
+}
