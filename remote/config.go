@@ -337,6 +337,9 @@ func object(n *jsonNode, key string, fields map[string]field) error {
 		if f == nil {
 			return complain(m.node, k, "is not a known key")
 		}
+		if m.node.value == nil {
+			continue // null is an absent value, as it is to microsandbox
+		}
 		if err := f(m.node, k); err != nil {
 			return err
 		}
@@ -345,9 +348,6 @@ func object(n *jsonNode, key string, fields map[string]field) error {
 }
 
 func members(n *jsonNode, key string) ([]jsonMember, error) {
-	if n.value == nil { // null is an absent value, as it is to microsandbox
-		return nil, nil
-	}
 	list, ok := n.value.([]jsonMember)
 	if !ok {
 		return nil, complain(n, key, "is not an object")

@@ -40,6 +40,12 @@ func parseReference(ref string) (name.Reference, error) {
 	if err != nil {
 		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: err, Hint: "write it as [host/]name[:tag][@sha256:...]"}
 	}
+	for part := range strings.SplitSeq(r.Context().RepositoryStr(), "/") {
+		// A part like ".." would make the request's path another repository's.
+		if strings.Trim(part, "._-") != part || part == "" {
+			return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: fmt.Errorf("the name has the part %q", part)}
+		}
+	}
 	return r, nil
 }
 

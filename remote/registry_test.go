@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -53,7 +55,9 @@ func newTestRegistry(t *testing.T) *testRegistry {
 	return r
 }
 
-func (r *testRegistry) host() string { return strings.TrimPrefix(strings.TrimPrefix(r.URL, "http://"), "https://") }
+func (r *testRegistry) host() string {
+	return strings.TrimPrefix(strings.TrimPrefix(r.URL, "http://"), "https://")
+}
 
 func (r *testRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
@@ -169,3 +173,6 @@ func checkLeaks(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 }
+
+// discardLog silences a server whose clients are meant to go wrong.
+func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }

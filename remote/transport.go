@@ -98,7 +98,7 @@ func explainTLS(err error, host string) error {
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
-		alert     tls.AlertError
+		alert     *net.OpError
 	)
 	switch {
 	case speaksHTTP(err):
@@ -107,7 +107,7 @@ func explainTLS(err error, host string) error {
 		return &tlsError{err, "add the registry's CA with --ca-certs or registries.ca_certs in config.json"}
 	case errors.As(err, &hostname), errors.As(err, &invalid):
 		return &tlsError{err, "the registry's certificate is wrong or out of date: its operator has to renew it"}
-	case errors.As(err, &alert):
+	case errors.As(err, &alert) && alert.Op == "remote error": // how crypto/tls reports a server's alert
 		return &tlsError{err, fmt.Sprintf("the registry refused the handshake: if it wants a client certificate, set registries.hosts.%q.client_cert and client_key", host)}
 	}
 	return err
