@@ -99,7 +99,12 @@ func (a *authorizer) current(r request) string {
 	return ""
 }
 
-func (r request) scope() string { return "repository:" + r.repo + ":pull" }
+func (r request) scope() string {
+	if r.repo == "" { // the registry itself
+		return ""
+	}
+	return "repository:" + r.repo + ":pull"
+}
 
 // token returns a token that will last a while, from the cache or the realm. The caller holds the lock, so that one of
 // many readers fetches it.
@@ -132,7 +137,11 @@ func (a *authorizer) exchange(ctx context.Context, r request, scope, scheme stri
 	ctx, cancel := context.WithTimeout(ctx, e.client.attemptTimeout())
 	defer cancel()
 	r.count.addRequest(r.class)
-	got, err := transport.Exchange(ctx, e.reg, authn.FromConfig(cfg), e.transport, []string{scope},
+	var scopes []string
+	if scope != "" {
+		scopes = []string{scope}
+	}
+	got, err := transport.Exchange(ctx, e.reg, authn.FromConfig(cfg), e.transport, scopes,
 		&transport.Challenge{Scheme: "bearer", Parameters: a.challenge.params, Insecure: scheme == "http"})
 	if err != nil {
 		return nil, tokenError(err, e.host.name)

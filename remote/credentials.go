@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 )
 
 // Credentials is a place that may know how to log in to a registry.
@@ -22,6 +21,12 @@ type Credential struct {
 	Username      string
 	Password      string
 	IdentityToken string
+
+	registryToken string // a bearer token as it is; only Docker's and podman's files have such
+}
+
+func (c Credential) config() authn.AuthConfig {
+	return authn.AuthConfig{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.registryToken}
 }
 
 // String keeps secrets out of logs.
@@ -43,26 +48,18 @@ func (c *Client) credentialChain(host string, cfg *Host, user, password string, 
 				return authn.AuthConfig{}, fmt.Errorf("look up the credentials of %s: %w", displayHost(host), err)
 			}
 			if ok {
-				return authn.AuthConfig{Username: got.Username, Password: got.Password, IdentityToken: got.IdentityToken}, nil
+				return got.config(), nil
 			}
 		}
 		if cfg.Auth != nil && !cfg.Auth.Keyring { // the keyring has been asked
 			password, err := cfg.Auth.password(env)
 			return authn.AuthConfig{Username: cfg.Auth.Username, Password: password}, err
 		}
-		reg, err := name.NewRegistry(host, name.WeakValidation)
+		got, _, err := fromAuthFiles(ctx, host)
 		if err != nil {
-			return authn.AuthConfig{}, err
+			return authn.AuthConfig{}, fmt.Errorf("look up the credentials of %s: %w", displayHost(host), err)
 		}
-		found, err := authn.Resolve(ctx, authn.DefaultKeychain, reg)
-		if err != nil {
-			return authn.AuthConfig{}, fmt.Errorf("look up the credentials of %s in Docker's and podman's files: %w", displayHost(host), err)
-		}
-		got, err := authn.Authorization(ctx, found)
-		if err != nil || got == nil {
-			return authn.AuthConfig{}, err
-		}
-		return *got, nil
+		return got.config(), nil
 	}
 }
 
