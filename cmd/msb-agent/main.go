@@ -1,0 +1,55 @@
+// Command msb-agent is process 1 of a sandbox: it makes the image's root filesystem a running system, starts the
+// processes the host asks for and ends the machine. It is shown to the guest as a synthetic file and is never
+// part of the image. Everything it is told comes over one virtio-serial port; see package agentproto.
+package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "msb-agent is the first process of a sandbox and does nothing elsewhere")
+		os.Exit(2)
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "msb-agent:", err)
+	}
+	powerOff()
+}
+
+// run returns when the machine is to be switched off.
+func run() error {
+	syscall.Umask(0o022)
+	if err := mountKernelFilesystems(); err != nil {
+		return err
+	}
+	port, err := openPort(10 * time.Second)
+	if err != nil {
+		return err
+	}
+	setup, err := greet(port)
+	if err != nil {
+		return fmt.Errorf("greet the host: %w", err)
+	}
+	r := newReaper()
+	go r.loop()
+	if err := applySetup(setup); err != nil {
+		return fmt.Errorf("set the machine up: %w", err)
+	}
+	return newServer(r).serve(port)
+}
+
+// powerOff does not return: process 1 must not end, the kernel would panic.
+func powerOff() {
+	syscall.Sync()
+	for {
+		// With QEMU's -no-reboot a reset ends the machine too, should ACPI be absent.
+		syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+		syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+		time.Sleep(time.Second)
+	}
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+)
+
+// openPort opens the agent's virtio-serial port. The kernel may still be setting it up when process 1 begins.
+func openPort(patience time.Duration) (*os.File, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err == nil && string(bytes.TrimSpace(text)) == agentproto.Port {
+				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_RDWR, 0)
+			}
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("no virtio-serial port is called %s: the machine has no way to the host", agentproto.Port)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// greet says hello and returns what the host answers.
+func greet(port *os.File) (agentproto.Setup, error) {
+	var setup agentproto.Setup
+	err := agentproto.WriteFrame(port, agentproto.Hello{
+		Magic: agentproto.Magic, Version: agentproto.Version, Kernel: kernelRelease(), UptimeMS: uptimeMS(),
+	})
+	if err == nil {
+		err = agentproto.ReadFrame(port, agentproto.MaxRequest, &setup)
+	}
+	if err == nil && setup.Version != agentproto.Version {
+		err = fmt.Errorf("the host speaks version %d, this agent version %d", setup.Version, agentproto.Version)
+	}
+	return setup, err
+}
+
+func kernelRelease() string {
+	var u syscall.Utsname
+	if syscall.Uname(&u) != nil {
+		return ""
+	}
+	release := make([]byte, 0, len(u.Release))
+	for _, c := range u.Release {
+		if c == 0 {
+			break
+		}
+		release = append(release, byte(c))
+	}
+	return string(release)
+}
+
+func uptimeMS() float64 {
+	text, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	seconds, _ := strconv.ParseFloat(first, 64)
+	return seconds * 1000
+}

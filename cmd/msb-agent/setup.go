@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+	"golang.org/x/sys/unix"
+)
+
+// applySetup turns the machine into what the host wants before its first process.
+func applySetup(s agentproto.Setup) error {
+	if s.Time > 0 {
+		// The hardware clock has whole seconds and the boot took some.
+		tv := syscall.NsecToTimeval(time.Unix(0, s.Time).UnixNano())
+		if err := syscall.Settimeofday(&tv); err != nil {
+			return fmt.Errorf("set the clock: %w", err)
+		}
+	}
+	if s.Hostname != "" {
+		if err := syscall.Sethostname([]byte(s.Hostname)); err != nil {
+			return fmt.Errorf("set the host name: %w", err)
+		}
+	}
+	for _, module := range s.Modules {
+		if err := loadModule(module); err != nil {
+			return fmt.Errorf("load kernel module %s: %w", module.Name, err)
+		}
+	}
+	if err := configureNetwork(s.Network); err != nil {
+		return err
+	}
+	if err := writeNames(s); err != nil {
+		return err
+	}
+	for _, m := range s.Mounts {
+		if err := mountExtra(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadModule hands the kernel the module, which the kernel can unpack itself.
+func loadModule(m agentproto.Module) error {
+	fd, err := unix.MemfdCreate(m.Name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), m.Name)
+	defer f.Close()
+	if _, err := f.Write(m.Data); err != nil {
+		return err
+	}
+	flags := 0
+	if !strings.HasSuffix(m.Name, ".ko") {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE
+	}
+	if err := unix.FinitModule(fd, "", flags); err != nil && err != unix.EEXIST {
+		return err
+	}
+	return nil
+}
+
+// ownFiles is where the files lie that this machine, and not the image, says the content of.
+const ownFiles = "/dev/.msb"
+
+// writeNames puts /etc/hostname, /etc/hosts and /etc/resolv.conf over the image's by bind mounts, so that the
+// writable layer does not come to contain them.
+func writeNames(s agentproto.Setup) error {
+	if err := os.MkdirAll(ownFiles, 0o755); err != nil {
+		return err
+	}
+	files := map[string]string{}
+	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	if s.Hostname != "" {
+		files["hostname"] = s.Hostname + "\n"
+		address := "127.0.1.1"
+		if s.Network != nil {
+			address, _, _ = strings.Cut(s.Network.Address, "/")
+		}
+		hosts += address + "\t" + s.Hostname + "\n"
+	}
+	for _, line := range s.Hosts {
+		hosts += line + "\n"
+	}
+	files["hosts"] = hosts
+	if s.Network != nil && len(s.Network.DNS) > 0 {
+		files["resolv.conf"] = "nameserver " + strings.Join(s.Network.DNS, "\nnameserver ") + "\n"
+	}
+	for name, content := range files {
+		own := filepath.Join(ownFiles, name)
+		if err := os.WriteFile(own, []byte(content), 0o644); err != nil {
+			return err
+		}
+		if err := bindOver(own, "/etc/"+name); err != nil {
+			return fmt.Errorf("put the machine's own /etc/%s in place: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// bindOver mounts the file own on target, which is made where the image has none. A symbolic link, as many images
+// have for resolv.conf, is replaced by what it would lead to.
+func bindOver(own, target string) error {
+	if link, err := os.Readlink(target); err == nil {
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(target), link)
+		}
+		target = link
+	}
+	err := syscall.Mount(own, target, "", syscall.MS_BIND, "")
+	if err != syscall.ENOENT {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return syscall.Mount(own, target, "", syscall.MS_BIND, "")
+}
+
+func mountExtra(m agentproto.Mount) error {
+	if err := os.MkdirAll(m.Target, 0o755); err != nil {
+		return fmt.Errorf("make the mount point %s: %w", m.Target, err)
+	}
+	var flags uintptr = syscall.MS_NOSUID | syscall.MS_NODEV
+	if m.ReadOnly {
+		flags |= syscall.MS_RDONLY
+	}
+	if err := syscall.Mount(m.Source, m.Target, m.Type, flags, m.Options); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.Type, m.Target, err)
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+package vmboot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+)
+
+// Accelerators, as QEMU calls them.
+const (
+	AccelAuto = "auto"
+	AccelKVM  = "kvm"
+	AccelTCG  = "tcg"
+)
+
+// probeTime bounds the try of an accelerator. A kernel needs well under a second where KVM works.
+const probeTime = 8 * time.Second
+
+// Accelerator returns the accelerator to use where the user wants want: "kvm", "tcg", or "auto" (also ""), which is
+// kvm where k has been seen booting under it here, else tcg. That /dev/kvm opens proves nothing: there are
+// paravirtual KVMs on which a stock kernel dies. The try is made once and remembered in the state directory until
+// the host's kernel, its CPU, QEMU or k changes.
+func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
+	switch want {
+	case AccelKVM, AccelTCG:
+		return want, nil
+	case AccelAuto, "":
+	default:
+		return "", fmt.Errorf("accelerator %q: must be auto, kvm or tcg", want)
+	}
+	if openKVM() != nil {
+		return AccelTCG, nil
+	}
+	program, err := findQEMU("")
+	if err != nil {
+		return "", err
+	}
+	dir, err := StateDir()
+	if err != nil {
+		return "", err
+	}
+	key, err := hostKey(program, k)
+	if err != nil {
+		return "", err
+	}
+	p, err := remembered(ctx, filepath.Join(dir, "accel.json"), key, func(ctx context.Context) (Probe, error) {
+		return ProbeAccel(ctx, AccelKVM, k)
+	})
+	if err != nil {
+		return "", err
+	}
+	if p.Works {
+		return AccelKVM, nil
+	}
+	return AccelTCG, nil
+}
+
+// Probe is the outcome of trying an accelerator.
+type Probe struct {
+	Accel  string `json:"accel"`
+	Works  bool   `json:"works"`
+	Reason string `json:"reason,omitempty"` // why not
+	Key    string `json:"key"`              // of what was tried
+}
+
+// remembered returns the outcome stored in file under key, else what try says, and stores that. Where it cannot be
+// stored it is tried again the next time. Processes that ask at the same time wait for one try.
+func remembered(ctx context.Context, file, key string, try func(context.Context) (Probe, error)) (Probe, error) {
+	if p, ok := recall(file, key); ok {
+		return p, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err == nil {
+		if unlock, err := lockFile(file + ".lock"); err == nil {
+			defer unlock()
+		}
+	}
+	if p, ok := recall(file, key); ok {
+		return p, nil
+	}
+	p, err := try(ctx)
+	if err != nil {
+		return p, err
+	}
+	p.Key = key
+	if text, err := json.MarshalIndent(p, "", "\t"); err == nil {
+		writeFileAtomic(file, append(text, '\n'))
+	}
+	return p, nil
+}
+
+func recall(file, key string) (Probe, bool) {
+	var p Probe
+	text, err := os.ReadFile(file)
+	ok := err == nil && json.Unmarshal(text, &p) == nil && p.Key == key
+	return p, ok
+}
+
+func writeFileAtomic(name string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// openKVM says why /dev/kvm cannot be used, nil if it opens.
+func openKVM() error {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	return err
+}
+
+// hostKey names everything that decides whether an accelerator works.
+func hostKey(qemu string, k *Kernel) (string, error) {
+	var u syscall.Utsname
+	if err := syscall.Uname(&u); err != nil {
+		return "", err
+	}
+	release := make([]byte, 0, 2*len(u.Release))
+	for _, c := range append(u.Release[:], u.Version[:]...) {
+		release = append(release, byte(c))
+	}
+	h := sha256.New()
+	h.Write(release)
+	if cpuinfo, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(cpuinfo)) {
+			if strings.HasPrefix(line, "model name") || strings.HasPrefix(line, "flags") {
+				h.Write([]byte(line))
+			}
+			if line == "\n" {
+				break // one processor says it all
+			}
+		}
+	}
+	for _, file := range []string{qemu, k.Path} {
+		st, err := os.Stat(file)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(h, file, st.Size(), st.ModTime().UnixNano())
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}
+
+// ProbeAccel boots k under accel with nothing but the agent in an initramfs and sees whether the agent says hello
+// within a few seconds. The error is about what kept it from trying.
+func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
+	p := Probe{Accel: accel}
+	program, err := findQEMU("")
+	if err != nil {
+		return p, err
+	}
+	agent, err := AgentBinary()
+	if err != nil {
+		return p, err
+	}
+	dir, err := os.MkdirTemp("", "msb-probe-")
+	if err != nil {
+		return p, fmt.Errorf("try %s: %w", accel, err)
+	}
+	defer os.RemoveAll(dir)
+	initramfs := filepath.Join(dir, "initramfs")
+	if err := os.WriteFile(initramfs, cpio(agent), 0o600); err != nil {
+		return p, fmt.Errorf("try %s: %w", accel, err)
+	}
+	args := append(machineArgs(accel, 1, 256),
+		"-kernel", k.Path, "-initrd", initramfs, "-append", "console=ttyS0 panic=-1 quiet",
+		"-device", "virtio-serial-pci,max_ports=2",
+		"-device", "virtserialport,chardev=agent,name="+agentproto.Port)
+	vm, err := start(ctx, Config{Kernel: k, Accel: accel}, program, args)
+	if err != nil {
+		return p, err
+	}
+	defer vm.Kill()
+	short, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	_, err = vm.Agent(short, Setup{})
+	if ctx.Err() != nil {
+		return p, ctx.Err()
+	}
+	p.Works = err == nil
+	if err != nil {
+		p.Reason, _, _ = strings.Cut(err.Error(), "\n")
+	}
+	return p, nil
+}
+
+// cpio returns an archive of the program init, /dev and /dev/console, in the "newc" format
+// (Documentation/driver-api/early-userspace/buffer-format.rst).
+func cpio(init []byte) []byte {
+	var b bytes.Buffer
+	entry := func(name string, mode, major, minor uint32, data []byte) {
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+			0, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0, name)
+		pad(&b)
+		b.Write(data)
+		pad(&b)
+	}
+	entry("dev", syscall.S_IFDIR|0o755, 0, 0, nil)
+	entry("dev/console", syscall.S_IFCHR|0o600, 5, 1, nil)
+	entry("init", syscall.S_IFREG|0o755, 0, 0, init)
+	entry("TRAILER!!!", 0, 0, 0, nil)
+	return b.Bytes()
+}
+
+func pad(b *bytes.Buffer) {
+	for b.Len()%4 != 0 {
+		b.WriteByte(0)
+	}
+}

@@ -1,0 +1,91 @@
+package vmboot
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+)
+
+// ErrNoQEMU is wrapped by errors about a missing QEMU.
+var ErrNoQEMU = errors.New("no QEMU")
+
+const defaultQEMU = "qemu-system-x86_64"
+
+func findQEMU(program string) (string, error) {
+	if program == "" {
+		program = defaultQEMU
+	}
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s is not in PATH: install it (Debian: apt-get install qemu-system-x86)", ErrNoQEMU, program)
+	}
+	return path, nil
+}
+
+// rootTag is the virtiofs tag of the root filesystem.
+const rootTag = "msbroot"
+
+// Descriptors the VMM process inherits; see start.
+const (
+	qmpFD   = 3
+	agentFD = 4
+)
+
+// qemuArgs renders c as QEMU's command line. docs/boot.md says which choices were measured.
+func qemuArgs(c *Config) []string {
+	a := machineArgs(c.Accel, c.CPUs, c.MemoryMiB)
+	a = append(a,
+		"-kernel", c.Kernel.Path,
+		"-append", kernelParameters(c),
+		"-device", "virtio-serial-pci,max_ports=2",
+		"-device", "virtserialport,chardev=agent,name="+agentproto.Port,
+	)
+	a = append(a, fsArgs("root", c.FSSocket, rootTag, c.FSQueues)...)
+	for i, m := range c.Mounts {
+		a = append(a, fsArgs("mount"+strconv.Itoa(i), m.Socket, mountTag(i), 1)...)
+	}
+	return a
+}
+
+// machineArgs are the machine without what makes it ours, also used for probes.
+func machineArgs(accel string, cpus, memoryMiB int) []string {
+	memory := strconv.Itoa(memoryMiB) + "M"
+	a := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "q35,vmport=off,usb=off,smm=off,sata=off,hpet=off,memory-backend=mem",
+		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
+		"-m", memory, "-smp", strconv.Itoa(cpus),
+		"-chardev", "socket,id=qmp,fd=" + strconv.Itoa(qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(agentFD),
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+	}
+	if accel == AccelKVM {
+		return append(a, "-accel", "kvm", "-cpu", "host")
+	}
+	return append(a, "-accel", "tcg,thread=multi", "-cpu", "max")
+}
+
+func fsArgs(id, socket, tag string, queues int) []string {
+	return []string{
+		"-chardev", "socket,id=" + id + ",path=" + escape(socket),
+		"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,tag=%s,num-request-queues=%d,queue-size=1024", id, tag, queues),
+	}
+}
+
+// escape doubles commas, which otherwise end a value in QEMU's option syntax.
+func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
+
+func mountTag(i int) string { return "msb" + strconv.Itoa(i) }
+
+// kernelParameters returns the guest kernel's command line.
+func kernelParameters(c *Config) string {
+	return strings.Join([]string{
+		"root=" + rootTag, "rootfstype=virtiofs", "rw", "init=" + agentInit,
+		"console=ttyS0", "quiet", "panic=-1", "reboot=t",
+	}, " ")
+}
