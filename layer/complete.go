@@ -1,0 +1,128 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+)
+
+const (
+	batchBytes = 4 << 20   // of the blob, that Complete asks for at once
+	batchGap   = 128 << 10 // of the blob that nobody needs, rather than another request
+	batches    = 4         // requests of Complete under way
+)
+
+// Complete brings every chunk of the layer into the store, in blob order, in few large requests. They are of the
+// background class unless ctx says predicted. While the layer streams, Complete waits for its verified end.
+func (l *Layer) Complete(ctx context.Context) error {
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := l.Err(); err != nil || l.o.Chunks == nil {
+		return err
+	}
+	if priority.From(ctx) == priority.OnDemand {
+		ctx = priority.With(ctx, priority.Background)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(batches)
+	err := l.batches(gctx, func(from, to int, sparse bool) {
+		g.Go(func() error { return l.bring(gctx, from, to, sparse) })
+	})
+	if werr := g.Wait(); werr != nil {
+		err = werr
+	}
+	if err != nil {
+		return fmt.Errorf("complete layer %s: %w", l.d.Digest, err)
+	}
+	l.have.Store(l.size)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil && l.mode != Full {
+		l.mode = Full
+	}
+	return l.err
+}
+
+// batches calls do with runs of chunks [from, to) that are not stored yet.
+func (l *Layer) batches(ctx context.Context, do func(from, to int, sparse bool)) error {
+	for from := 0; ; {
+		var to int
+		var sparse, found bool
+		err := l.wait(ctx, func() bool {
+			from, to, sparse, found = l.t.batch(from, l.o.Chunks.Has)
+			return true
+		})
+		if err != nil || !found {
+			return err
+		}
+		do(from, to, sparse)
+		from = to
+	}
+}
+
+// batch finds the next batch at or after chunk from. mu is held.
+func (t *table) batch(from int, has func([32]byte) bool) (start, end int, sparse, found bool) {
+	missing := func(n int) bool {
+		c := &t.chunks[n]
+		return t.sane(n) && !c.hole() && !has(c.digest)
+	}
+	for start = from; start < len(t.chunks) && !missing(start); start++ {
+	}
+	if start >= len(t.chunks) {
+		return 0, 0, false, false
+	}
+	first := &t.chunks[start]
+	end = start + 1
+	if first.sparse() {
+		for end < len(t.chunks) && t.chunks[end].sparse() && t.chunks[end].span == first.span && t.chunks[end].inner == first.inner {
+			end++
+		}
+		return start, end, true, true
+	}
+	begin, covered, _ := t.reach(start)
+	for n := end; n < len(t.chunks) && !t.chunks[n].sparse(); n++ {
+		if !missing(n) {
+			continue
+		}
+		off, e, _ := t.reach(n)
+		// What the batch reads anyway may as well be used: a single zstd frame is one batch.
+		if off-covered > batchGap || e > covered && e-begin > batchBytes {
+			break
+		}
+		covered, end = max(covered, e), n+1
+	}
+	return start, end, false, true
+}
+
+// bring fetches the chunks [from, to) that are not stored by now.
+func (l *Layer) bring(ctx context.Context, from, to int, sparse bool) error {
+	st := l.o.Chunks
+	put := func(_ int, c *chunkRec, data []byte) error {
+		if err := c.check(data); err != nil {
+			return err
+		}
+		return st.Put(ctx, c.digest, data)
+	}
+	if sparse {
+		return l.sparse(ctx, from, to, put)
+	}
+	var r *run
+	var perr error
+	err := l.wait(ctx, func() bool {
+		r, perr = l.t.plan(from, to-1)
+		return true
+	})
+	if err == nil {
+		err = perr
+	}
+	if err != nil {
+		return err
+	}
+	return l.each(ctx, r, func(_ int, c *chunkRec) bool { return !st.Has(c.digest) }, put)
+}

@@ -1,0 +1,226 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+)
+
+// keepRun is how much a flight keeps for those who join it, bytes of chunks.
+const keepRun = 16 << 20
+
+// flight is a run that is being fetched. Who wants a chunk of it waits for it instead of inflating the same span again.
+type flight struct {
+	run   *run
+	class priority.Class
+	stop  context.CancelCauseFunc
+	done  chan struct{}
+
+	waiters int            // guarded by Layer.mu
+	got     map[int][]byte // by chunk number; read-only once done is closed
+	err     error          // as got
+}
+
+// Fetch reads c, a chunk that Chunk returned, from the blob. The bytes are checked against c's digest. Whole chunks that
+// pass by on the way are put into the store, so that their neighbours need no fetch of their own.
+func (l *Layer) Fetch(ctx context.Context, c Chunk) ([]byte, error) {
+	var rec chunkRec
+	err := l.wait(ctx, func() bool {
+		if l.t.sane(c.Index) {
+			rec = l.t.chunks[c.Index]
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if rec.size == 0 || rec.digest != c.Digest || rec.len() != c.Size {
+		return nil, fmt.Errorf("fetch from layer %s: chunk %d is not one of its", l.d.Digest, c.Index)
+	}
+	if rec.hole() {
+		return make([]byte, c.Size), nil
+	}
+	for try := 0; ; try++ {
+		data, err := l.fetch(ctx, c.Index, &rec)
+		// Bytes that are wrong may come from a bad proxy or cache on the way: once more.
+		if err == nil || try > 0 || !errors.Is(err, ErrCorrupt) {
+			if err != nil {
+				err = fmt.Errorf("fetch from layer %s: %w", l.d.Digest, err)
+			}
+			return data, err
+		}
+	}
+}
+
+func (l *Layer) fetch(ctx context.Context, num int, rec *chunkRec) ([]byte, error) {
+	if rec.sparse() {
+		var data []byte
+		err := l.sparse(ctx, num, num+1, func(_ int, _ *chunkRec, b []byte) error {
+			data = b
+			return nil
+		})
+		return data, err
+	}
+	f, err := l.join(ctx, num)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		l.leave(f)
+		return nil, context.Cause(ctx)
+	}
+	l.leave(f)
+	if data, ok := f.got[num]; ok {
+		return data, nil
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return nil, corrupt("chunk %s has other bytes", rec.digest)
+}
+
+// join finds a flight that brings chunk num, no less urgent than ctx, or starts one.
+func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return nil, l.err
+	}
+	class := priority.From(ctx)
+	for _, f := range l.flights {
+		if f.class <= class && slices.Contains(f.run.nums, num) && f.keeps() {
+			f.waiters++
+			return f, nil
+		}
+	}
+	r, err := l.t.plan(num, num)
+	if err != nil {
+		return nil, err
+	}
+	fctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	f := &flight{run: r, class: class, stop: stop, done: make(chan struct{}), waiters: 1, got: make(map[int][]byte)}
+	l.flights = append(l.flights, f)
+	l.owned.Go(func() { l.fly(fctx, f, num) })
+	return f, nil
+}
+
+// keeps says whether all chunks of f are kept for those who join.
+func (f *flight) keeps() bool {
+	var n int64
+	for i := range f.run.chunks {
+		n += f.run.chunks[i].len()
+	}
+	return n <= keepRun
+}
+
+// leave ends a wait for f. A flight that nobody waits for is called off.
+func (l *Layer) leave(f *flight) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
+		f.stop(context.Canceled)
+	}
+}
+
+// fly fetches a flight's run. num is the chunk it was started for.
+func (l *Layer) fly(ctx context.Context, f *flight, num int) {
+	all := f.keeps()
+	st := l.o.Chunks
+	err := l.each(ctx, f.run,
+		func(n int, c *chunkRec) bool { return n == num || all || st != nil && n < num && !st.Has(c.digest) },
+		func(n int, c *chunkRec, data []byte) error {
+			if err := c.check(data); err != nil {
+				return err
+			}
+			if n == num || all {
+				f.got[n] = bytes.Clone(data)
+			}
+			if n != num && st != nil && !st.Has(c.digest) {
+				_ = st.Put(ctx, c.digest, data) // it can be fetched again
+			}
+			if n == num && !all {
+				return io.EOF
+			}
+			return nil
+		})
+	l.mu.Lock()
+	f.err = err
+	l.flights = slices.DeleteFunc(l.flights, func(o *flight) bool { return o == f })
+	l.mu.Unlock()
+	close(f.done)
+	f.stop(nil)
+}
+
+// sparse reads chunks [from, to), all of one sparse file, and calls emit with those that are not holes. The file's tar entry is
+// read from its header on, since only that tells where its data belongs.
+func (l *Layer) sparse(ctx context.Context, from, to int, emit func(num int, c *chunkRec, data []byte) error) error {
+	var r *run
+	var own []chunkRec
+	err := l.wait(ctx, func() bool {
+		r = l.t.sparseRun(from)
+		own = append(own, l.t.chunks[from:to]...)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return fmt.Errorf("chunk %d is not in the index", from)
+	}
+	src := &runReader{l: l, ctx: ctx, run: r, span: -1, shut: func() {}}
+	defer src.close()
+	if err := src.seek(&own[0]); err != nil {
+		return err
+	}
+	tr := tar.NewReader(src.r)
+	if _, err := tr.Next(); err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+		return tarError(src.explain(err), src.pos)
+	}
+	var off int64
+	for i := range own {
+		c := &own[i]
+		if c.hole() {
+			continue
+		}
+		if _, err := io.CopyN(io.Discard, tr, c.offset-off); err != nil {
+			return src.explain(err)
+		}
+		data := make([]byte, c.len())
+		if _, err := io.ReadFull(tr, data); err != nil {
+			return src.explain(err)
+		}
+		off = c.offset + c.len()
+		if err := c.check(data); err != nil {
+			return err
+		}
+		if err := emit(from+i, c, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sparseRun is a run from the span where chunk n's header is to the end of the blob, to be read as far as needed. mu is
+// held.
+func (t *table) sparseRun(n int) *run {
+	if !t.sane(n) || t.form.parts() {
+		return nil
+	}
+	k := t.chunks[n].span
+	s := t.spans[k]
+	if s.off < 0 || s.off >= t.end || uint64(s.window)+uint64(s.windowLen) > uint64(len(t.windows)) {
+		return nil
+	}
+	return &run{
+		form: t.form, off: s.off, end: t.end, base: k, spans: []spanRec{s},
+		zwin: [][]byte{bytes.Clone(t.windows[s.window : uint64(s.window)+uint64(s.windowLen)])},
+	}
+}

@@ -1,0 +1,594 @@
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	inBlock    = 128 << 10     // bytes of the blob that travel together
+	outBlock   = 128 << 10     // bytes of the tar that travel together
+	blocks     = 8             // of each kind that wait at most
+	chunkBytes = 3 * ChunkSize // of chunks of one layer that wait to be hashed and stored
+	storers    = 2             // goroutines that hash and store chunks
+	openTries  = 8             // times that a blob is opened without getting a byte of it
+	openPause  = 200 * time.Millisecond
+	maxPause   = 5 * time.Second
+)
+
+// stream reads a layer once from end to end:
+//
+//	fetch -> inflate -> cut -> store (several)
+//
+// each on a goroutine of its own, with bounded queues between them. fetch computes the blob's digest, cut the diffID.
+type stream struct {
+	l     *Layer
+	in    chan []byte   // of the blob, in order
+	free  chan []byte   // buffers of in to be used again
+	inErr error         // why in has ended; set before it is closed
+	out   chan outbound // of the tar, in order
+	back  chan []byte   // buffers of out to be used again
+	work  chan job
+	mem   *semaphore.Weighted
+	enc   *zstd.Encoder
+	big   sync.Pool // buffers of ChunkSize
+
+	mu    sync.Mutex
+	fresh []Digest // guarded by mu; chunks that nobody had before
+}
+
+// outbound is a run of the tar and the spans that were found while it was inflated.
+type outbound struct {
+	data  []byte
+	spans []span
+	err   error // ends the stream; io.EOF when all is well
+}
+
+// job is a chunk to be hashed and stored.
+type job struct {
+	n    int
+	data []byte
+}
+
+// runStream is the life of a streaming layer.
+func (l *Layer) runStream(ctx context.Context) {
+	s := &stream{
+		l: l, in: make(chan []byte, blocks), free: make(chan []byte, blocks+2), out: make(chan outbound, blocks),
+		back: make(chan []byte, blocks+2), work: make(chan job, 4*storers), mem: semaphore.NewWeighted(chunkBytes),
+	}
+	s.big.New = func() any { b := make([]byte, ChunkSize); return &b }
+	err := s.run(ctx)
+	if err == nil {
+		l.keepIndex(Digest{})
+	} else {
+		err = fmt.Errorf("layer %s: %w", l.d.Digest, err)
+		s.quarantine(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.fail(err)
+	} else {
+		l.sealed, l.ready = true, nil
+		l.mode, l.reason = Full, "streamed to its end and verified"
+		l.notify()
+	}
+	close(l.done)
+}
+
+// run streams the layer and checks what it was.
+func (s *stream) run(ctx context.Context) error {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(64<<10))
+	if err != nil {
+		return err
+	}
+	defer enc.Close()
+	s.enc = enc
+	var diffID Digest
+	var consumeErr error
+	consumed := make(chan struct{})
+	go func() {
+		defer close(consumed)
+		diffID, consumeErr = s.consume(ctx)
+	}()
+	got, err := s.fetch(ctx, consumed)
+	<-consumed
+	switch {
+	case err != nil:
+		return err
+	case got != s.l.id:
+		return corrupt("its bytes have the digest %s", got)
+	case consumeErr != nil:
+		return consumeErr
+	case !s.l.diffIDIs(diffID):
+		return corrupt("its tar has the digest %s, the image says %s", diffID, s.l.d.DiffID)
+	}
+	s.l.mu.Lock()
+	s.l.t.diffID = diffID
+	s.l.mu.Unlock()
+	return nil
+}
+
+// quarantine drops the chunks that only this layer vouched for, when it was no good. When it was cut short they stay: they
+// are what their names say.
+func (s *stream) quarantine(err error) {
+	if !errors.Is(err, ErrCorrupt) || s.l.o.Chunks == nil {
+		return
+	}
+	for _, d := range s.fresh {
+		// One that cannot be deleted is still what its name says; nothing refers to it.
+		_ = s.l.o.Chunks.Delete(d)
+	}
+}
+
+// fetch reads the blob into s.in and returns its digest. A connection that breaks is opened again where it broke. When
+// consumed is closed, because the blob makes no sense, the rest is only digested, so that the error can say whether the
+// bytes or the image are wrong.
+func (s *stream) fetch(ctx context.Context, consumed <-chan struct{}) (Digest, error) {
+	h := sha256.New()
+	err := s.read(ctx, func(b []byte) {
+		h.Write(b)
+		s.l.have.Add(int64(len(b)))
+		select {
+		case s.in <- b:
+		case <-consumed:
+		}
+	})
+	s.inErr = err
+	if err == nil {
+		s.inErr = io.EOF
+	}
+	close(s.in)
+	return Digest(h.Sum(nil)), err
+}
+
+// read calls emit with the blob's bytes, in order, until its end.
+func (s *stream) read(ctx context.Context, emit func([]byte)) error {
+	var off int64
+	for try := 0; off < s.l.size || off == 0; {
+		n, err := s.readFrom(ctx, off, emit)
+		off += n
+		if off > s.l.size {
+			return corrupt("the registry sends more than its %d bytes", s.l.size)
+		}
+		if off == s.l.size && (err == nil || off > 0) {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if n > 0 {
+			try = 0
+		}
+		if try++; try > openTries || permanent(err) {
+			return fmt.Errorf("read from byte %d: %w", off, err)
+		}
+		if err := pause(ctx, min(openPause<<(try-1), maxPause)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFrom is one connection of read: from off on, as far as it goes.
+func (s *stream) readFrom(ctx context.Context, off int64, emit func([]byte)) (n int64, err error) {
+	rc, err := s.l.blob.Open(ctx, off)
+	if err != nil {
+		return 0, err
+	}
+	defer rc.Close()
+	for {
+		b := take(s.free, inBlock)
+		k, err := rc.Read(b)
+		n += int64(k)
+		if off+n > s.l.size {
+			return n, nil
+		}
+		if k > 0 {
+			emit(b[:k])
+		}
+		if err == io.EOF && off+n < s.l.size {
+			err = io.ErrUnexpectedEOF
+		}
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// take returns a buffer of n bytes, an old one if there is one.
+func take(free chan []byte, n int) []byte {
+	select {
+	case b := <-free:
+		return b[:n]
+	default:
+		return make([]byte, n)
+	}
+}
+
+// give returns a buffer for take.
+func give(free chan []byte, b []byte) {
+	select {
+	case free <- b[:cap(b)]:
+	default:
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// consume turns s.in into entries and chunks and returns the diffID.
+func (s *stream) consume(ctx context.Context) (diffID Digest, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.inflate(ctx) })
+	for range storers {
+		g.Go(func() error { return s.store(ctx) })
+	}
+	g.Go(func() (err error) {
+		defer close(s.work)
+		diffID, err = s.cut(ctx)
+		return err
+	})
+	return diffID, g.Wait()
+}
+
+// blobReader is s.in as a Reader.
+type blobReader struct {
+	ctx  context.Context
+	s    *stream
+	buf  []byte
+	rest []byte
+}
+
+func (r *blobReader) Read(p []byte) (int, error) {
+	if len(r.rest) == 0 {
+		if r.buf != nil {
+			give(r.s.free, r.buf)
+			r.buf = nil
+		}
+		select {
+		case b, ok := <-r.s.in:
+			if !ok {
+				return 0, r.s.inErr
+			}
+			r.buf, r.rest = b, b
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// inflate turns s.in into s.out. Its own errors travel in s.out, so that what came before them is still used.
+func (s *stream) inflate(ctx context.Context) error {
+	defer close(s.out)
+	inf, err := s.inflater(ctx)
+	if err != nil {
+		return send(ctx, s.out, outbound{err: err})
+	}
+	if c, ok := inf.(io.Closer); ok {
+		defer c.Close()
+	}
+	for {
+		b := take(s.back, outBlock)
+		n, err := inf.Read(b)
+		// What is there already is sent along; a slow link is not waited for.
+		for err == nil && n < len(b)/2 && len(s.in) > 0 {
+			var k int
+			k, err = inf.Read(b[n:])
+			n += k
+		}
+		if serr := send(ctx, s.out, outbound{data: b[:n], spans: inf.spans(), err: err}); serr != nil || err != nil {
+			return serr
+		}
+	}
+}
+
+func send[T any](ctx context.Context, c chan<- T, v T) error {
+	select {
+	case c <- v:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// inflater looks at the first bytes of the blob and holds them against its media type.
+func (s *stream) inflater(ctx context.Context) (inflater, error) {
+	var r io.Reader = &blobReader{ctx: ctx, s: s}
+	head := make([]byte, 512)
+	n, err := io.ReadFull(r, head)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, err
+	}
+	head = head[:n]
+	f, err := formOf(head, s.l.d.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	s.l.mu.Lock()
+	s.l.t.form = f
+	s.l.mu.Unlock()
+	r = io.MultiReader(strings.NewReader(string(head)), r)
+	switch f {
+	case formGzip:
+		return newGzipReader(r, true), nil
+	case formZstd:
+		return newZstdReader(r, span{}, true)
+	}
+	return &tarReader{r: r}, nil
+}
+
+// formOf says what a blob is that begins with head, if it may be that as a mediaType.
+func formOf(head []byte, mediaType string) (form, error) {
+	is, name := formTar, "an uncompressed tar"
+	switch {
+	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+		is, name = formGzip, "gzip"
+	case len(head) >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd,
+		len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18:
+		is, name = formZstd, "zstd"
+	}
+	want := is
+	switch {
+	case strings.HasSuffix(mediaType, "gzip"):
+		want = formGzip
+	case strings.HasSuffix(mediaType, "zstd"):
+		want = formZstd
+	case strings.HasSuffix(mediaType, "tar"):
+		want = formTar
+	}
+	if want != is {
+		return 0, corrupt("its media type is %q, its bytes are %s", mediaType, name)
+	}
+	return is, nil
+}
+
+// tarSource is s.out as a Reader. It knows the tar offset, computes the diffID and takes the spans into the table.
+type tarSource struct {
+	ctx  context.Context
+	s    *stream
+	hash hash.Hash
+	pos  int64 // tar offset of what Read returns next
+	max  int64
+	buf  []byte
+	rest []byte
+	err  error
+}
+
+func (r *tarSource) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.buf != nil {
+			give(r.s.back, r.buf)
+			r.buf = nil
+		}
+		if r.err != nil {
+			return 0, r.err
+		}
+		select {
+		case o, ok := <-r.s.out:
+			if !ok {
+				o.err = io.ErrUnexpectedEOF
+			}
+			r.buf, r.rest, r.err = o.data, o.data, o.err
+			r.hash.Write(o.data)
+			r.s.addSpans(o.spans)
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	r.pos += int64(n)
+	if r.pos > r.max {
+		return n, refused("it unpacks to more than %d bytes", r.max)
+	}
+	return n, nil
+}
+
+// addSpans takes spans into the table.
+func (s *stream) addSpans(spans []span) {
+	for _, sp := range spans {
+		var z []byte
+		if sp.window != nil {
+			z = s.enc.EncodeAll(sp.window, nil)
+		}
+		s.l.mu.Lock()
+		t := s.l.t
+		if len(t.windows)+len(z) <= MaxText {
+			t.spans = append(t.spans, spanRec{
+				off: sp.off, uoff: sp.uoff, bit: sp.bit, window: uint32(len(t.windows)), windowLen: uint32(len(z)),
+			})
+			t.windows = append(t.windows, z...)
+		}
+		s.l.mu.Unlock()
+	}
+}
+
+// cut takes the tar apart.
+func (s *stream) cut(ctx context.Context) (diffID Digest, err error) {
+	src := &tarSource{ctx: ctx, s: s, hash: sha256.New(), max: maxExpanded(s.l.size)}
+	b := &builder{t: s.l.t}
+	tr := tar.NewReader(src)
+	var holes int64 // bytes of sparse files that may not be in the tar
+	for {
+		start := (src.pos + 511) &^ 511
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			return diffID, tarError(err, src.pos)
+		}
+		sparseFile := sparse(h)
+		if sparseFile {
+			if holes += h.Size; holes > src.max {
+				return diffID, refused("its sparse files are longer than %d bytes", src.max)
+			}
+		}
+		file, err := s.addEntry(b, h)
+		if err != nil {
+			return diffID, err
+		}
+		if file {
+			err = s.cutFile(ctx, tr, src, h.Size, sparseFile, start)
+		} else {
+			_, err = io.Copy(io.Discard, tr)
+		}
+		if err != nil {
+			return diffID, tarError(err, src.pos)
+		}
+	}
+	// What follows the end of the archive counts for the diffID as well.
+	if _, err := io.Copy(io.Discard, src); err != nil {
+		return diffID, tarError(err, src.pos)
+	}
+	s.l.mu.Lock()
+	s.l.t.tar = src.pos
+	s.l.mu.Unlock()
+	return Digest(src.hash.Sum(nil)), nil
+}
+
+// tarError tells a tar that is wrong from one that could not be read.
+func tarError(err error, pos int64) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return corrupt("tar is damaged near its byte %d: %w", pos, err)
+	}
+	return err
+}
+
+// addEntry makes the entry of h known. file says that its data follows.
+func (s *stream) addEntry(b *builder, h *tar.Header) (file bool, err error) {
+	e, ok, err := headerEntry(h)
+	if err != nil || !ok {
+		return false, err
+	}
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	n, ok, err := b.add(e)
+	s.l.notify()
+	if err != nil || !ok {
+		return false, err
+	}
+	r := &b.t.entries[n]
+	return r.kind == Plain && r.size > 0 && regular(r.mode), nil
+}
+
+// cutFile cuts the file that tr is at into chunks. start is the tar offset of its header.
+func (s *stream) cutFile(ctx context.Context, tr *tar.Reader, src *tarSource, size int64, sparseFile bool, start int64) error {
+	for off := int64(0); off < size; off += ChunkSize {
+		n := min(ChunkSize, size-off)
+		if err := s.mem.Acquire(ctx, n); err != nil {
+			return context.Cause(ctx)
+		}
+		at := src.pos
+		data := s.buffer(int(n))
+		if _, err := io.ReadFull(tr, data); err != nil {
+			return noEOF(err)
+		}
+		c := chunkRec{offset: off, size: uint32(n)}
+		if sparseFile {
+			at = start
+			if c.size |= chunkSparse; zero(data) {
+				c.size |= chunkHole
+			}
+		}
+		num, err := s.addChunk(c, at)
+		if err != nil {
+			return err
+		}
+		if err := send(ctx, s.work, job{n: num, data: data}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addChunk appends c, found at tar offset at, to the newest entry.
+func (s *stream) addChunk(c chunkRec, at int64) (int, error) {
+	l := s.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.t
+	if len(t.chunks) >= MaxChunks {
+		return 0, refused("more than %d chunks", MaxChunks)
+	}
+	if len(t.spans) == 0 {
+		return 0, corrupt("data without a place to begin at")
+	}
+	c.span = t.spanAt(at)
+	c.inner = at - t.spans[c.span].uoff
+	t.chunks = append(t.chunks, c)
+	t.entries[len(t.entries)-1].chunks++
+	l.ready = append(l.ready, false)
+	return len(t.chunks) - 1, nil
+}
+
+func (s *stream) buffer(n int) []byte {
+	if n == ChunkSize {
+		return *s.big.Get().(*[]byte)
+	}
+	return make([]byte, n)
+}
+
+func (s *stream) release(b []byte) {
+	s.mem.Release(int64(len(b)))
+	if len(b) == ChunkSize {
+		s.big.Put(&b)
+	}
+}
+
+// store hashes and stores chunks.
+func (s *stream) store(ctx context.Context) error {
+	for j := range s.work {
+		d := Digest(sha256.Sum256(j.data))
+		s.keep(ctx, d, j.data)
+		s.release(j.data)
+		l := s.l
+		l.mu.Lock()
+		l.t.chunks[j.n].digest = d
+		l.ready[j.n] = true
+		l.notify()
+		l.mu.Unlock()
+	}
+	return ctx.Err()
+}
+
+// keep puts a chunk into the store. Where that fails, because the disk is full, the chunk can still be read from the
+// blob: the stream goes on.
+func (s *stream) keep(ctx context.Context, d Digest, data []byte) {
+	st := s.l.o.Chunks
+	if st == nil || st.Has(d) {
+		return
+	}
+	if st.Put(ctx, d, data) == nil {
+		s.mu.Lock()
+		s.fresh = append(s.fresh, d)
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,300 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+	"github.com/klauspost/compress/zstd"
+)
+
+// errNoTOC is why a layer's TOC is not used; the layer is then treated as a plain one.
+var errNoTOC = errors.New("TOC is not used")
+
+// noTOC makes an errNoTOC.
+func noTOC(format string, a ...any) error {
+	return fmt.Errorf("%w: %w", errNoTOC, fmt.Errorf(format, a...))
+}
+
+// tocPlace is what the manifest says about a layer's TOC. Only digests that the manifest names are trusted.
+type tocPlace struct {
+	form   form
+	digest Digest // of the JSON, or of the TOC as stored when packed is set
+	packed bool
+	off    int64 // in the blob; 0 when its footer has to say
+	len    int64
+}
+
+// tocOf reads d's annotations. nil means that no TOC can be trusted; why says so for Mode.
+func tocOf(d *Descriptor) (p *tocPlace, why string) {
+	if pos := d.Annotations[zstdchunked.ManifestPositionAnnotation]; pos != "" {
+		sum, err := parseDigest(d.Annotations[zstdchunked.ManifestChecksumAnnotation])
+		if err != nil {
+			return nil, "the manifest places a zstd:chunked TOC but does not name its digest"
+		}
+		f := strings.Split(pos, ":") // offset, length, length of the JSON, type
+		if len(f) != 4 {
+			return nil, "the manifest's zstd:chunked annotation is malformed"
+		}
+		off, err1 := strconv.ParseInt(f[0], 10, 64)
+		n, err2 := strconv.ParseInt(f[1], 10, 64)
+		if err1 != nil || err2 != nil || f[3] != "1" {
+			return nil, "the manifest's zstd:chunked annotation is malformed"
+		}
+		return &tocPlace{form: formZstdParts, digest: sum, packed: true, off: off, len: n}, ""
+	}
+	sum, err := parseDigest(d.Annotations[estargz.TOCJSONDigestAnnotation])
+	if err != nil {
+		return nil, "the manifest vouches for no TOC"
+	}
+	if strings.HasSuffix(d.MediaType, "zstd") {
+		return &tocPlace{form: formZstdParts, digest: sum}, ""
+	}
+	return &tocPlace{form: formGzipParts, digest: sum}, ""
+}
+
+// A TOC takes about a hundredth of its blob. One read of a blob's tail should hold it, its footer included.
+const (
+	minTail  = 128 << 10
+	maxTail  = 2 << 20
+	tailPart = 64 // of the blob
+)
+
+// readTOC reads the TOC at p and makes a table of it. An errNoTOC says that it cannot be used; any other error that the
+// blob could not be read.
+func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, error) {
+	packed, off, err := packedTOC(ctx, b, p)
+	if err != nil {
+		return nil, err
+	}
+	t := &table{form: p.form, blob: b.Size(), end: off}
+	r, err := unpackTOC(packed, p)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	h := sha256.New()
+	limited := &io.LimitedReader{R: r, N: MaxTOC + 1}
+	tee := io.TeeReader(limited, h)
+	tb := tocBuilder{builder: builder{t: t}}
+	if err := decodeTOC(tee, tb.add); err != nil {
+		return nil, noTOC("%w", err)
+	}
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return nil, noTOC("%w", err)
+	}
+	if limited.N <= 0 {
+		return nil, noTOC("it is longer than %d bytes", MaxTOC)
+	}
+	if !p.packed && Digest(h.Sum(nil)) != p.digest {
+		return nil, noTOC("its digest is not the one the manifest names")
+	}
+	if err := tb.finish(); err != nil {
+		return nil, noTOC("%w", err)
+	}
+	return t, nil
+}
+
+// packedTOC returns the TOC as it is stored, and where.
+func packedTOC(ctx context.Context, b Blob, p *tocPlace) (packed []byte, off int64, err error) {
+	size := b.Size()
+	if p.off == 0 {
+		tail := make([]byte, min(size, max(minTail, min(maxTail, size/tailPart))))
+		if _, err := b.ReadAt(ctx, tail, size-int64(len(tail))); err != nil {
+			return nil, 0, fmt.Errorf("read the blob's tail: %w", err)
+		}
+		off, end, err := footer(tail, size, p.form)
+		if err != nil {
+			return nil, 0, err
+		}
+		p = &tocPlace{off: off, len: end - off}
+		if have := size - int64(len(tail)); off >= have {
+			return tail[off-have : end-have], off, nil
+		}
+	}
+	if p.off <= 0 || p.len <= 0 || p.len > MaxTOCBlob || p.off > size || p.len > size-p.off {
+		return nil, 0, noTOC("its place is not inside of the blob")
+	}
+	packed = make([]byte, p.len)
+	if _, err := b.ReadAt(ctx, packed, p.off); err != nil {
+		return nil, 0, fmt.Errorf("read the TOC: %w", err)
+	}
+	return packed, p.off, nil
+}
+
+// footer finds the TOC by the footer at the end of tail, the end of a blob of size bytes.
+func footer(tail []byte, size int64, f form) (off, end int64, err error) {
+	type parser interface {
+		FooterSize() int64
+		ParseFooter(p []byte) (int64, int64, int64, error)
+	}
+	parsers := []parser{&estargz.GzipDecompressor{}, &estargz.LegacyGzipDecompressor{}}
+	if f == formZstdParts {
+		parsers = []parser{&zstdchunked.Decompressor{}}
+	}
+	for _, p := range parsers {
+		n := p.FooterSize()
+		if int64(len(tail)) < n {
+			continue
+		}
+		_, off, length, err := p.ParseFooter(tail[int64(len(tail))-n:])
+		if err != nil {
+			continue
+		}
+		end := size - n
+		if length > 0 && length <= end-off {
+			end = off + length
+		}
+		if off <= 0 || off >= end || end-off > MaxTOCBlob {
+			return 0, 0, noTOC("its place is not inside of the blob")
+		}
+		return off, end, nil
+	}
+	return 0, 0, noTOC("the blob has no footer")
+}
+
+// unpackTOC is the JSON of a TOC.
+func unpackTOC(packed []byte, p *tocPlace) (io.ReadCloser, error) {
+	if p.packed && sha256.Sum256(packed) != p.digest {
+		return nil, noTOC("its digest is not the one the manifest names")
+	}
+	if p.form == formZstdParts {
+		z, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(MaxWindow))
+		if err != nil {
+			return nil, noTOC("%w", err)
+		}
+		return z.IOReadCloser(), nil
+	}
+	zr, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, noTOC("%w", err)
+	}
+	zr.Multistream(false)
+	tr := tar.NewReader(zr)
+	h, err := tr.Next()
+	if err != nil || h.Name != estargz.TOCTarName {
+		return nil, noTOC("no %s where the footer says", estargz.TOCTarName)
+	}
+	return io.NopCloser(tr), nil
+}
+
+// tocEntry is an entry of an eStargz or zstd:chunked TOC: docs/estargz.md of stargz-snapshotter, and pkg/chunked of
+// containers/storage, which has some fields more.
+type tocEntry struct {
+	estargz.TOCEntry
+	ChunkType string `json:"chunkType,omitempty"` // "zeros": nothing but zeros
+}
+
+// decodeTOC calls add with the entries of the TOC in r, without having all of them in memory.
+func decodeTOC(r io.Reader, add func(*tocEntry) error) error {
+	dec := json.NewDecoder(r)
+	if err := expect(dec, json.Delim('{')); err != nil {
+		return err
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		if key != "entries" {
+			var skip json.RawMessage
+			if err := dec.Decode(&skip); err != nil {
+				return err
+			}
+			if key == "version" && string(skip) != "1" {
+				return fmt.Errorf("it has the version %s", short(string(skip)))
+			}
+			continue
+		}
+		if err := expect(dec, json.Delim('[')); err != nil {
+			return err
+		}
+		for dec.More() {
+			var e tocEntry
+			if err := dec.Decode(&e); err != nil {
+				return err
+			}
+			if err := add(&e); err != nil {
+				return err
+			}
+		}
+		if err := expect(dec, json.Delim(']')); err != nil {
+			return err
+		}
+	}
+	return expect(dec, json.Delim('}'))
+}
+
+func expect(dec *json.Decoder, want json.Delim) error {
+	tok, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	if tok != want {
+		return fmt.Errorf("it has %v where %v belongs", tok, want)
+	}
+	return nil
+}
+
+// tocTypes are the TOC's names of tar types.
+func tocType(name string) (byte, bool) {
+	switch name {
+	case "reg":
+		return tar.TypeReg, true
+	case "dir":
+		return tar.TypeDir, true
+	case "symlink":
+		return tar.TypeSymlink, true
+	case "hardlink":
+		return tar.TypeLink, true
+	case "char":
+		return tar.TypeChar, true
+	case "block":
+		return tar.TypeBlock, true
+	case "fifo":
+		return tar.TypeFifo, true
+	}
+	return 0, false
+}
+
+// entry is the Entry of e.
+func (e *tocEntry) entry() (Entry, error) {
+	typ, ok := tocType(e.Type)
+	if !ok {
+		return Entry{}, refused("%q is of the unknown type %q", short(e.Name), short(e.Type))
+	}
+	// JSON has no bytes: what is not UTF-8 was replaced when the TOC was written, and only the tar knows the name.
+	if strings.ContainsRune(e.Name, '\uFFFD') || strings.ContainsRune(e.LinkName, '\uFFFD') {
+		return Entry{}, fmt.Errorf("the name %q cannot be told from it", short(e.Name))
+	}
+	mtime := time.Unix(0, 0)
+	if e.ModTime3339 != "" {
+		var err error
+		if mtime, err = time.Parse(time.RFC3339Nano, e.ModTime3339); err != nil {
+			return Entry{}, fmt.Errorf("%q has the time %q", short(e.Name), short(e.ModTime3339))
+		}
+	}
+	a := attributes{
+		name: e.Name, link: e.LinkName, mode: e.Mode, uid: int64(e.UID), gid: int64(e.GID), major: int64(e.DevMajor),
+		minor: int64(e.DevMinor), size: e.Size, mtime: mtime, typ: typ,
+	}
+	out, _, err := a.entry()
+	if err != nil {
+		return out, err
+	}
+	for k, v := range e.Xattrs {
+		out.Xattrs = append(out.Xattrs, Xattr{Name: k, Value: v})
+	}
+	return out, nil
+}
