@@ -432,5 +432,3 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("%d chunks where %d were counted", chunks, stats.Chunks)
 	}
 }
-
-func sum(b []byte) Key { return sha256.Sum256(b) }

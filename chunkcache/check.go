@@ -14,12 +14,7 @@ func (c *Cache) check(k Key, e *entry, need uint64) bool {
 		return true
 	}
 	if e.suspect {
-		sums, ok := c.hash(k, e)
-		if ok {
-			e.checked.Store(^uint64(0))
-			c.commits.add(op{kind: opPut, key: k, e: e, record: c.record(e, sums)})
-		}
-		return ok
+		return c.settle(k, e)
 	}
 	r, err := c.lookup(k)
 	if err != nil || int64(r.size) != e.size || int64(r.off) != e.off || r.seg != e.seg.id || len(r.sums) == 0 {
@@ -37,6 +32,20 @@ func (c *Cache) check(k Key, e *entry, need uint64) bool {
 		}
 		e.checked.Or(1 << i)
 	}
+	return true
+}
+
+// settle compares all of e with its key, and where it was suspect has the index told that it is right. The caller holds
+// e.checking.
+func (c *Cache) settle(k Key, e *entry) bool {
+	sums, ok := c.hash(k, e)
+	if !ok {
+		return false
+	}
+	if e.suspect && e.checked.Load() != ^uint64(0) {
+		c.renew(k, e, sums)
+	}
+	e.checked.Store(^uint64(0))
 	return true
 }
 

@@ -51,7 +51,7 @@ type Options struct {
 	MinFree int64
 	// Buffers bounds the bytes of chunks being filled at any moment; 0 means 64 MiB. One chunk is always let through.
 	Buffers int64
-	// Hot is how many chunks' places are kept in memory at least; 0 means 131072 (about 20 MiB).
+	// Hot is how many chunks' places are kept in memory at least; 0 means 65536 (about 15 MiB).
 	Hot int
 	// Warn is told, once per occasion and from any goroutine, what a user should know: that the disk is full or the
 	// database cannot be written. Nil: nobody is told.
@@ -83,7 +83,9 @@ type Cache struct {
 	closed atomic.Bool
 	clock  atomic.Uint32 // the minute, kept by the ticker so that a hit costs no system call
 
-	evicting sync.Mutex // one compaction, rebuild or the like at a time
+	leases   leases
+	over     chan struct{} // wakes the evictor
+	evicting sync.Mutex    // one compaction, rebuild or the like at a time
 }
 
 // Open opens the cache whose data files are in dir, which it makes (0700) when it is not there, and whose index is in
@@ -97,7 +99,7 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 		o.Buffers = 64 << 20
 	}
 	if o.Hot <= 0 {
-		o.Hot = 131072
+		o.Hot = 65536
 	}
 	if o.MinFree == 0 {
 		o.MinFree = 64 << 20
@@ -109,7 +111,7 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open chunk cache %s: %w", dir, err)
 	}
-	c := &Cache{dir: dir, o: o, db: db, segs: segs, buffers: semaphore.NewWeighted(o.Buffers)}
+	c := &Cache{dir: dir, o: o, db: db, segs: segs, buffers: semaphore.NewWeighted(o.Buffers), over: make(chan struct{}, 1)}
 	for i := range c.shards {
 		c.shards[i].entries = make(map[Key]*entry)
 		c.shards[i].flights = make(map[Key]*flight)
@@ -124,6 +126,9 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 		return nil, fmt.Errorf("open chunk cache %s: %w", dir, err)
 	}
 	c.owned.Go(c.tick)
+	if o.MaxBytes > 0 {
+		c.owned.Go(c.evictor)
+	}
 	return c, nil
 }
 
@@ -243,11 +248,13 @@ func verify(k Key, size int64, data []byte) error {
 	if int64(len(data)) != size {
 		return fmt.Errorf("chunk %s: %d bytes where the layer says %d: %w", short(k), len(data), size, ErrDigest)
 	}
-	if got := sha256.Sum256(data); got != k {
+	if got := sum256(data); got != k {
 		return fmt.Errorf("chunk %s: the bytes hash to %s: %w", short(k), short(got), ErrDigest)
 	}
 	return nil
 }
+
+func sum256(b []byte) Key { return sha256.Sum256(b) }
 
 // short is enough of a key to recognise it in a message.
 func short(k Key) string { return fmt.Sprintf("sha256:%x", k[:6]) }

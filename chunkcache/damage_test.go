@@ -154,7 +154,7 @@ func TestForgedRecord(t *testing.T) {
 	forged = append(make([]byte, 64), forged...)
 	k, data := chunk(9, 3000)
 	copy(data[8:], forged)
-	k = sum(data)
+	k = sum256(data)
 	if err := h.Put(t.Context(), k, data); err != nil {
 		t.Fatal(err)
 	}

@@ -105,19 +105,60 @@ func (c *Cache) lookup(k Key) (r record, err error) {
 	return r, nil
 }
 
-// insert makes e the entry of chunk k and has it indexed. It answers false when somebody else has stored the chunk
-// meanwhile; old, when not nil, is the entry that may be replaced.
-func (c *Cache) insert(k Key, e *entry, sums []uint32, old *entry) bool {
+// insert makes e the entry of chunk k and has it indexed. Where somebody else has stored the chunk meanwhile it answers
+// that entry instead.
+func (c *Cache) insert(k Key, e *entry, sums []uint32) (other *entry) {
 	s := c.shard(&k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if cur := s.entries[k]; cur != nil && cur != old && !cur.dead.Load() {
-		return false
+	if cur := s.entries[k]; cur != nil && !cur.dead.Load() {
+		return cur
 	}
+	c.put(s, k, e, sums)
+	return nil
+}
+
+// adopt is insert for a record found in a file. The place of a chunk that is just being deleted is left alone.
+func (c *Cache) adopt(k Key, e *entry) {
+	s := c.shard(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[k] == nil {
+		c.put(s, k, e, nil)
+	}
+}
+
+// put is what insert and adopt share. The caller holds s.mu.
+func (c *Cache) put(s *shard, k Key, e *entry, sums []uint32) {
 	s.entries[k] = e
 	c.commits.add(op{kind: opPut, key: k, e: e, record: c.record(e, sums)})
 	c.trim(s)
+}
+
+// replace makes to the entry of chunk k in place of e, whose place is going away. It answers false when e is not the
+// chunk's entry any more.
+func (c *Cache) replace(k Key, e, to *entry, sums []uint32) bool {
+	s := c.shard(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[k] != e || e.dead.Load() {
+		return false
+	}
+	s.deletes++ // who is looking e up must look again
+	s.entries[k] = to
+	c.commits.add(op{kind: opPut, key: k, e: to, record: c.record(to, sums)})
+	e.dead.Store(true)
 	return true
+}
+
+// renew has the index told that e, which was suspect, is right.
+func (c *Cache) renew(k Key, e *entry, sums []uint32) {
+	s := c.shard(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[k] == e && !e.dead.Load() {
+		c.commits.add(op{kind: opPut, key: k, e: e, record: c.record(e, sums)})
+	}
 }
 
 // record is what the index is to know of e.
@@ -135,6 +176,8 @@ func (c *Cache) remove(k Key, e *entry) bool {
 	}
 	s.deletes++
 	e.dead.Store(true)
+	e.pending.Add(1) // the dead entry stays until its place is free, so that no rebuild adopts it
+	defer e.pending.Add(-1)
 	c.commits.add(op{kind: opDelete, key: k, e: e})
 	s.mu.Unlock()
 	c.stats.chunks.Add(-1)

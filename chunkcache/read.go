@@ -70,11 +70,13 @@ func (c *Cache) read(k Key, e *entry, p []byte, off int64) bool {
 	return true
 }
 
-// discard drops a chunk whose bytes on disk are wrong or cannot be read.
-func (c *Cache) discard(k Key, e *entry) {
-	if c.remove(k, e) && !c.closed.Load() {
-		c.stats.refetched.Add(1)
+// discard drops a chunk whose bytes on disk are wrong or cannot be read. It answers false when it was gone already.
+func (c *Cache) discard(k Key, e *entry) bool {
+	if c.closed.Load() || !c.remove(k, e) {
+		return false
 	}
+	c.stats.refetched.Add(1)
+	return true
 }
 
 // flight is a chunk on its way.

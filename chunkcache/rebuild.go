@@ -49,7 +49,7 @@ func (c *Cache) index(ctx context.Context, g *segment) error {
 		e = &entry{seg: g, off: off, size: int64(h.size), suspect: true}
 		e.used.Store(c.clock.Load())
 		e.saved.Store(c.clock.Load())
-		c.insert(h.key, e, nil, nil)
+		c.adopt(h.key, e)
 		return nil
 	})
 }

@@ -17,11 +17,13 @@ import (
 // A header whose checksum is right but whose chunk is not (it was forged inside another chunk, or power was lost) does
 // no harm: nothing is believed before its sha256 has been compared.
 const (
-	recordMagic  = "msbchnk1"
-	headerSize   = 64
-	recordAlign  = 8
-	pageSize     = 4096
-	alignedChunk = 64 << 10 // chunks from here on begin on a page: a page of the file is then a page of the segment
+	recordMagic = "msbchnk1"
+	headerSize  = 64
+	recordAlign = 8
+	pageSize    = 4096
+	// Chunks from here on begin at its multiples, so that the kernel reads them in large folios; the gap is a hole in
+	// the file and takes no disk.
+	alignedChunk = 64 << 10
 )
 
 // header describes one record.
@@ -35,7 +37,7 @@ func place(tail int64, size int) int64 {
 	if size < alignedChunk {
 		return tail
 	}
-	return (tail+headerSize+pageSize-1)&^(pageSize-1) - headerSize
+	return (tail+headerSize+alignedChunk-1)&^(alignedChunk-1) - headerSize
 }
 
 // recordLength is what a chunk of size bytes takes on disk, bytes.

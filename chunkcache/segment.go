@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +40,7 @@ type segment struct {
 	tail    int64        // guarded by segments.mu; where the next record begins
 	writers atomic.Int32 // appends whose chunk is not in the index yet
 	dirty   atomic.Bool  // written to since it was opened
+	holed   atomic.Bool  // chunks were deleted since it was last tidied
 }
 
 // openSegments opens all segment files in dir. What a killed process was writing last stays where it is and is skipped.
@@ -218,6 +218,7 @@ func (g *segment) punch(at, length int64) error {
 // free gives the disk space of e's record back. Where that fails it stays taken until the segment is compacted.
 func (s *segments) free(e *entry) {
 	n := recordLength(e.size)
+	e.seg.holed.Store(true)
 	if e.seg.punch(e.off-headerSize, n) == nil {
 		s.used.Add(-n)
 	}
@@ -238,10 +239,7 @@ func (g *segment) blocks() int64 {
 	if err != nil {
 		return 0
 	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return st.Blocks * 512
-	}
-	return fi.Size()
+	return blocksOf(fi)
 }
 
 // measure asks the file system how much disk the segments take, which is what counts: holes are not.

@@ -66,7 +66,7 @@ func (c *Cache) store(k Key, data []byte) (added bool, err error) {
 		return false, err
 	}
 	size := int64(len(data))
-	if !c.spaceFor(recordLength(size)) {
+	if n := recordLength(size); !c.spaceFor(n) || !c.withinLimit(n) {
 		return false, nil
 	}
 	if !c.commits.room() {
@@ -86,8 +86,10 @@ func (c *Cache) store(k Key, data []byte) (added bool, err error) {
 	e.checked.Store(^uint64(0))
 	e.used.Store(c.clock.Load())
 	e.saved.Store(c.clock.Load())
-	if !c.insert(k, e, blockSums(data), nil) {
-		c.segs.free(e)
+	if other := c.insert(k, e, blockSums(data)); other != nil {
+		if other.seg != g || other.off != off { // else a rebuild was quicker to find the record
+			c.segs.free(e)
+		}
 		return false, nil
 	}
 	c.stats.chunks.Add(1)
@@ -118,6 +120,14 @@ func (f *fullness) set(c *Cache, err error) {
 	if first {
 		c.warn(fmt.Errorf("cache %s: %w; images are read without being cached until there is room", c.dir, err))
 	}
+}
+
+// again lets the next chunk try: room was made.
+func (f *fullness) again() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.until = time.Time{}
+	f.room.Store(0)
 }
 
 func (f *fullness) clear() {

@@ -54,7 +54,7 @@ func tuned(dir string) badger.Options {
 		WithCompression(options.None). // keys are digests: nothing to compress, and blocks are read from the map in place
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(16 << 20).
-		WithMemTableSize(16 << 20).
+		WithMemTableSize(8 << 20).
 		WithNumMemtables(2).
 		WithValueLogFileSize(64 << 20).
 		WithDetectConflicts(false).

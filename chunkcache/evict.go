@@ -1,0 +1,130 @@
+package chunkcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// ErrInUse is in a warning that the cache is over its limit and everything in it is leased.
+var ErrInUse = errors.New("everything in it is in use")
+
+// Evict drops chunks, those first that were used longest ago, until the data files take at most target bytes of disk or
+// only leased chunks are left, and says how many bytes of disk that gave back.
+func (c *Cache) Evict(ctx context.Context, target int64) (freed int64, err error) {
+	c.evicting.Lock()
+	defer c.evicting.Unlock()
+	before := c.segs.measure()
+	if before <= target {
+		return 0, nil
+	}
+	oldest, err := c.oldest(ctx, before-target)
+	if err == nil {
+		err = c.drop(ctx, oldest)
+	}
+	if err == nil {
+		err = c.tidy(ctx)
+	}
+	freed = before - c.segs.measure()
+	c.full.again()
+	if err != nil {
+		return freed, fmt.Errorf("evict: %w", err)
+	}
+	return freed, nil
+}
+
+// cutoff says what to drop: everything used before a minute, and of what was used in it so many bytes.
+type cutoff struct {
+	minute uint32
+	bytes  int64
+}
+
+// oldest finds the cutoff that frees need bytes.
+func (c *Cache) oldest(ctx context.Context, need int64) (cutoff, error) {
+	if err := c.commits.flush(); err != nil {
+		return cutoff{}, err
+	}
+	ages := make(map[uint32]int64) // bytes by minute of last use: a year has half a million
+	err := c.each(ctx, func(k Key, r record) error {
+		if !c.leased(&k) {
+			ages[c.lastUse(&k, r)] += recordLength(int64(r.size))
+		}
+		return nil
+	})
+	for _, minute := range slices.Sorted(maps.Keys(ages)) {
+		if ages[minute] >= need {
+			return cutoff{minute, need}, err
+		}
+		need -= ages[minute]
+	}
+	return cutoff{^uint32(0), 0}, err
+}
+
+// lastUse is when chunk k was last used; memory knows better than the index.
+func (c *Cache) lastUse(k *Key, r record) uint32 {
+	s := c.shard(k)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.entries[*k]; e != nil {
+		return e.used.Load()
+	}
+	return r.used
+}
+
+// drop deletes what is older than the cutoff and not leased.
+func (c *Cache) drop(ctx context.Context, old cutoff) error {
+	return c.each(ctx, func(k Key, r record) error {
+		used := c.lastUse(&k, r)
+		if used > old.minute || used == old.minute && old.bytes <= 0 || c.leased(&k) {
+			return nil
+		}
+		if used == old.minute {
+			old.bytes -= recordLength(int64(r.size))
+		}
+		c.commits.room()
+		c.stats.evicted.Add(1)
+		return c.Delete(k)
+	})
+}
+
+// evictor keeps the cache within its limit. It is woken by who stores.
+func (c *Cache) evictor() {
+	for {
+		select {
+		case <-c.life.Done():
+			return
+		case <-c.over:
+		}
+		if c.segs.used.Load() <= c.o.MaxBytes {
+			continue
+		}
+		_, err := c.Evict(c.life, c.o.MaxBytes-c.o.MaxBytes/10)
+		if err != nil && c.life.Err() == nil {
+			c.warn(err)
+		}
+	}
+}
+
+// withinLimit says whether n more bytes may be stored; where that is over the limit it wakes the evictor. What is being
+// evicted may be in the way for a moment: a tenth more than the limit is let through.
+func (c *Cache) withinLimit(n int64) bool {
+	limit := c.o.MaxBytes
+	if limit <= 0 {
+		return true
+	}
+	used := c.segs.used.Load() + n
+	if used <= limit {
+		return true
+	}
+	select {
+	case c.over <- struct{}{}:
+	default:
+	}
+	if used <= limit+limit/10 {
+		return true
+	}
+	c.full.set(c, fmt.Errorf("over its limit of %d MiB: %w", limit>>20, ErrInUse))
+	return false
+}
