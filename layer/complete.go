@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -124,5 +125,10 @@ func (l *Layer) bring(ctx context.Context, from, to int, sparse bool) error {
 	if err != nil {
 		return err
 	}
-	return l.each(ctx, r, func(_ int, c *chunkRec) bool { return !st.Has(c.digest) }, put)
+	missing := func(_ int, c *chunkRec) bool { return !st.Has(c.digest) }
+	if err = l.each(ctx, r, missing, put); !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	l.distrust(r.off, r.end-r.off)
+	return l.each(ctx, r, missing, put) // as Fetch: once more
 }

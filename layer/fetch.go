@@ -134,6 +134,7 @@ func (l *Layer) leave(f *flight) {
 func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 	all := f.keeps()
 	st := l.o.Chunks
+	off, size := f.run.off, f.run.end-f.run.off
 	err := l.each(ctx, f.run,
 		func(n int, c *chunkRec) bool { return n == num || all || st != nil && n < num && !st.Has(c.digest) },
 		func(n int, c *chunkRec, data []byte) error {
@@ -151,12 +152,22 @@ func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 			}
 			return nil
 		})
+	if errors.Is(err, ErrCorrupt) {
+		l.distrust(off, size)
+	}
 	l.mu.Lock()
 	f.err = err
 	l.flights = slices.DeleteFunc(l.flights, func(o *flight) bool { return o == f })
 	l.mu.Unlock()
 	close(f.done)
 	f.stop(nil)
+}
+
+// distrust tells the blob, if it wants to know, that [off,+n) came wrong, so that it looks elsewhere the next time.
+func (l *Layer) distrust(off, n int64) {
+	if d, ok := l.blob.(interface{ Distrust(off, n int64) }); ok {
+		d.Distrust(off, n)
+	}
 }
 
 // sparse reads chunks [from, to), all of one sparse file, and calls emit with those that are not holes. The file's tar entry is

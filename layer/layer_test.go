@@ -472,7 +472,9 @@ func TestForms(t *testing.T) {
 						t.Fatalf("%s at %d is not stored after Complete", e.Name, off)
 					}
 					key := fmt.Sprint(e.Name, off)
-					if digests[key] == "" {
+					if e.Name == estargz.TOCTarName {
+						// Each eStargz has its own.
+					} else if digests[key] == "" {
 						digests[key] = c.Digest.String()
 					} else if digests[key] != c.Digest.String() {
 						t.Fatalf("%s is another chunk than in the first form", key)

@@ -579,6 +579,11 @@ func (s *stream) store(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// adder is a Store that says whether a chunk is new, without a race against others who store it.
+type adder interface {
+	Add(ctx context.Context, key [32]byte, data []byte) (added bool, err error)
+}
+
 // keep puts a chunk into the store. Where that fails, because the disk is full, the chunk can still be read from the
 // blob: the stream goes on.
 func (s *stream) keep(ctx context.Context, d Digest, data []byte) {
@@ -586,7 +591,15 @@ func (s *stream) keep(ctx context.Context, d Digest, data []byte) {
 	if st == nil || st.Has(d) {
 		return
 	}
-	if st.Put(ctx, d, data) == nil {
+	var added bool
+	var err error
+	if a, ok := st.(adder); ok {
+		added, err = a.Add(ctx, d, data)
+	} else {
+		err = st.Put(ctx, d, data)
+		added = err == nil
+	}
+	if err == nil && added {
 		s.mu.Lock()
 		s.fresh = append(s.fresh, d)
 		s.mu.Unlock()

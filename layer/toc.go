@@ -74,7 +74,8 @@ const (
 // readTOC reads the TOC at p and makes a table of it. An errNoTOC says that it cannot be used; any other error that the
 // blob could not be read.
 func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, error) {
-	packed, off, err := packedTOC(ctx, b, p)
+	tail := &tail{b: b}
+	packed, off, err := packedTOC(ctx, tail, p)
 	if err != nil {
 		return nil, err
 	}
@@ -84,9 +85,9 @@ func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, e
 		return nil, err
 	}
 	defer r.Close()
-	h := sha256.New()
+	sums := newSummer()
 	limited := &io.LimitedReader{R: r, N: MaxTOC + 1}
-	tee := io.TeeReader(limited, h)
+	tee := io.TeeReader(limited, sums)
 	tb := tocBuilder{builder: builder{t: t}}
 	if err := decodeTOC(tee, tb.add); err != nil {
 		return nil, noTOC("%w", err)
@@ -97,40 +98,67 @@ func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, e
 	if limited.N <= 0 {
 		return nil, noTOC("it is longer than %d bytes", MaxTOC)
 	}
-	if !p.packed && Digest(h.Sum(nil)) != p.digest {
+	if !p.packed && Digest(sums.whole.Sum(nil)) != p.digest {
 		return nil, noTOC("its digest is not the one the manifest names")
 	}
 	if err := tb.finish(); err != nil {
 		return nil, noTOC("%w", err)
 	}
+	if p.form == formGzipParts {
+		if err := tb.addTOC(ctx, tail, int64(len(packed)), sums.finish()); err != nil {
+			return nil, err
+		}
+	}
 	return t, nil
 }
 
 // packedTOC returns the TOC as it is stored, and where.
-func packedTOC(ctx context.Context, b Blob, p *tocPlace) (packed []byte, off int64, err error) {
-	size := b.Size()
-	if p.off == 0 {
-		tail := make([]byte, min(size, max(minTail, min(maxTail, size/tailPart))))
-		if _, err := b.ReadAt(ctx, tail, size-int64(len(tail))); err != nil {
-			return nil, 0, fmt.Errorf("read the blob's tail: %w", err)
-		}
-		off, end, err := footer(tail, size, p.form)
-		if err != nil {
+func packedTOC(ctx context.Context, b *tail, p *tocPlace) (packed []byte, off int64, err error) {
+	size := b.b.Size()
+	off, n := p.off, p.len
+	if off == 0 {
+		if err := b.read(ctx, max(minTail, min(maxTail, size/tailPart))); err != nil {
 			return nil, 0, err
 		}
-		p = &tocPlace{off: off, len: end - off}
-		if have := size - int64(len(tail)); off >= have {
-			return tail[off-have : end-have], off, nil
+		end := int64(0)
+		if off, end, err = footer(b.mem, size, p.form); err != nil {
+			return nil, 0, err
 		}
+		n = end - off
 	}
-	if p.off <= 0 || p.len <= 0 || p.len > MaxTOCBlob || p.off > size || p.len > size-p.off {
+	if off <= 0 || n <= 0 || n > MaxTOCBlob || off > size || n > size-off {
 		return nil, 0, noTOC("its place is not inside of the blob")
 	}
-	packed = make([]byte, p.len)
-	if _, err := b.ReadAt(ctx, packed, p.off); err != nil {
-		return nil, 0, fmt.Errorf("read the TOC: %w", err)
+	packed, err = b.at(ctx, off, n)
+	return packed, off, err
+}
+
+// tail is a blob of which the end is in memory.
+type tail struct {
+	b   Blob
+	mem []byte
+}
+
+// read brings the last n bytes here.
+func (t *tail) read(ctx context.Context, n int64) error {
+	mem := make([]byte, min(n, t.b.Size()))
+	if _, err := t.b.ReadAt(ctx, mem, t.b.Size()-int64(len(mem))); err != nil {
+		return fmt.Errorf("read the blob's tail: %w", err)
 	}
-	return packed, p.off, nil
+	t.mem = mem
+	return nil
+}
+
+// at is the blob's [off,+n), which is inside of the blob.
+func (t *tail) at(ctx context.Context, off, n int64) ([]byte, error) {
+	if have := t.b.Size() - int64(len(t.mem)); off >= have {
+		return t.mem[off-have : off-have+n], nil
+	}
+	p := make([]byte, n)
+	if _, err := t.b.ReadAt(ctx, p, off); err != nil {
+		return nil, fmt.Errorf("read the TOC: %w", err)
+	}
+	return p, nil
 }
 
 // footer finds the TOC by the footer at the end of tail, the end of a blob of size bytes.

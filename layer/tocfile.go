@@ -1,0 +1,123 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"hash"
+	"io"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"golang.org/x/sys/unix"
+)
+
+// An eStargz's TOC is the last file of its tar, which every program that knows nothing of eStargz unpacks like any other.
+// The TOC does not list itself; it is added to the entries, so that the layer looks the same to everybody. A builder that kept
+// the original tar's end-of-archive marker has put the TOC behind it, where no program sees it.
+
+const (
+	tarBlock = 512
+	// maxLast is how much of the blob is read to see what is in front of the TOC, bytes.
+	maxLast = 8 << 20
+	// maxHeaders is how much of the tar may lie there, bytes.
+	maxHeaders = 64 << 20
+)
+
+// summer computes the digest of what is written to it, as a whole and by chunk.
+type summer struct {
+	whole, part hash.Hash
+	n           int64 // bytes of part
+	chunks      []chunkRec
+}
+
+func newSummer() *summer { return &summer{whole: sha256.New(), part: sha256.New()} }
+
+func (s *summer) Write(p []byte) (int, error) {
+	s.whole.Write(p)
+	for rest := p; len(rest) > 0; {
+		k := min(int64(len(rest)), ChunkSize-s.n)
+		s.part.Write(rest[:k])
+		if s.n += k; s.n == ChunkSize {
+			s.cut()
+		}
+		rest = rest[k:]
+	}
+	return len(p), nil
+}
+
+func (s *summer) cut() {
+	s.chunks = append(s.chunks, chunkRec{
+		digest: Digest(s.part.Sum(nil)), offset: int64(len(s.chunks)) * ChunkSize, size: uint32(s.n),
+		inner: tarBlock + int64(len(s.chunks))*ChunkSize,
+	})
+	s.part.Reset()
+	s.n = 0
+}
+
+// finish returns the chunks of all that was written, placed behind a tar header.
+func (s *summer) finish() []chunkRec {
+	if s.n > 0 {
+		s.cut()
+	}
+	return s.chunks
+}
+
+// addTOC adds the TOC's own file, whose chunks are given, if programs see it. The TOC takes packed bytes of the blob.
+func (b *tocBuilder) addTOC(ctx context.Context, blob *tail, packed int64, chunks []chunkRec) error {
+	ends, err := b.ends(ctx, blob)
+	if err != nil || ends {
+		return err
+	}
+	size := int64(0)
+	for i := range chunks {
+		size += chunks[i].len()
+	}
+	t := b.t
+	if size == 0 || size > MaxInner || len(t.chunks)+len(chunks) > MaxChunks {
+		return nil
+	}
+	// The header itself is not digested by anybody: these are the attributes that estargz gives it.
+	n, ok, err := b.builder.add(Entry{Name: estargz.TOCTarName, Mode: unix.S_IFREG, Size: size})
+	if err != nil || !ok {
+		return err
+	}
+	t.spans = append(t.spans, spanRec{off: t.end})
+	for _, c := range chunks {
+		c.span = uint32(len(t.spans) - 1)
+		t.chunks = append(t.chunks, c)
+	}
+	t.entries[n].chunks = uint32(len(chunks))
+	t.end += packed
+	return nil
+}
+
+// ends says whether the tar ends before the TOC. Then the member in front of the TOC goes on, after the last file's data
+// and padding, to blocks of zeros.
+func (b *tocBuilder) ends(ctx context.Context, blob *tail) (bool, error) {
+	t := b.t
+	var off, skip int64
+	if n := len(t.chunks); n > 0 {
+		c := &t.chunks[n-1]
+		off = t.spans[c.span].off
+		skip = b.inner() + (-(c.offset + c.len()))&(tarBlock-1)
+	}
+	if t.end-off > maxLast {
+		return false, nil
+	}
+	mem, err := blob.at(ctx, off, t.end-off)
+	if err != nil {
+		return false, err
+	}
+	r := resumeGzip(bytes.NewReader(mem), span{})
+	if _, err := io.CopyN(io.Discard, r, skip); err != nil {
+		return false, nil // a chunk that is not there is found out when it is read
+	}
+	// Headers of files without data may come first; the end, if there is one, is the last block.
+	last := make([]byte, tarBlock)
+	for n := 0; n < maxHeaders; n += tarBlock {
+		if _, err := io.ReadFull(r, last); err != nil {
+			return n > 0 && zero(last), nil
+		}
+	}
+	return false, nil
+}
