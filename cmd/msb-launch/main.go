@@ -1,0 +1,65 @@
+// Command msb-launch runs sandboxes: microVMs whose root filesystem is an OCI image that need not have been pulled.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	msb "github.com/microsandbox/msb-fs"
+	"github.com/microsandbox/msb-fs/internal/cli"
+)
+
+// exitLauncher is the exit status when the launcher itself fails, as Docker has it.
+const exitLauncher = 125
+
+func main() { os.Exit(run(context.Background(), os.Args[1:])) }
+
+// app is what all commands share.
+type app struct {
+	cli.Common
+}
+
+func run(ctx context.Context, args []string) int {
+	a := &app{}
+	root := &cobra.Command{
+		Use:   "msb-launch",
+		Short: "Run sandboxes: microVMs that start before their image has been pulled",
+		Example: `  msb-launch setup                                  # once: gets the guest kernel
+  msb-launch run python -- python3 -c 'print(1)'
+  msb-launch run --name worker -e K=V alpine sh`,
+	}
+	a.Register(root.PersistentFlags())
+	root.AddCommand(a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.execCmd(), a.lsCmd(), a.inspectCmd(),
+		a.logsCmd(), a.rmCmd(), a.superviseCmd(), a.setupCmd(), a.doctorCmd(), versionCmd())
+	return cli.Run(ctx, root, args, exitLauncher)
+}
+
+// host is the chosen home directory.
+func (a *app) host() (*msb.Host, error) { return msb.Open(a.HomeDir, "--log-level", a.LogLevel) }
+
+// interruptible ends ctx with the first SIGINT or SIGTERM, for commands that have no process to send it to.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+}
+
+func versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			version := "(devel)"
+			if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+				version = info.Main.Version
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "msb-launch", version)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func TestParseMemory(t *testing.T) {
+	for in, want := range map[string]int{"512M": 512, "2G": 2048, "2GiB": 2048, "300": 300, "64mb": 64} {
+		if got, err := parseMemory(in); err != nil || got != want {
+			t.Errorf("parseMemory(%q) = %d, %v, want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "M", "1", "512K", "12x", "-5G", "99999999G"} {
+		if got, err := parseMemory(in); err == nil {
+			t.Errorf("parseMemory(%q) = %d, want an error", in, got)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Setenv("FROM_HERE", "h")
+	file := filepath.Join(t.TempDir(), "env")
+	if err := os.WriteFile(file, []byte("# comment\n\nA=1\nFROM_HERE\nABSENT_HERE\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := environment([]string{file}, []string{"A=2", "B=x=y"})
+	if want := []string{"A=1", "FROM_HERE=h", "A=2", "B=x=y"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	if _, err := environment(nil, []string{"=x"}); err == nil {
+		t.Error("a setting without a name was taken")
+	}
+}

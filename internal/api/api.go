@@ -1,0 +1,192 @@
+// Package api is what the command lines and the daemon say to each other: HTTP with JSON bodies over a unix socket, so
+// that curl can drive the daemon too. Requests that take time answer with a stream of JSON lines, one Event each.
+package api
+
+import (
+	"time"
+)
+
+// Pull policies, as CLI.md and microsandbox spell them.
+const (
+	PullIfMissing = "if-missing"
+	PullAlways    = "always"
+	PullNever     = "never"
+)
+
+// Access are the registry settings of one call. The zero value means those of config.json.
+type Access struct {
+	Insecure *bool  `json:"insecure,omitempty"`
+	CACerts  []byte `json:"ca_certs,omitempty"` // PEM
+	Username string `json:"username,omitempty"`
+	Password string `json:"password,omitempty"`
+	Platform string `json:"platform,omitempty"` // os/arch[/variant]
+	// Env holds the caller's values of the variables that config.json names (password_env): the daemon's own environment
+	// is that of whoever happened to start it.
+	Env map[string]string `json:"env,omitempty"`
+}
+
+// ImageRequest names an image and how to get it.
+type ImageRequest struct {
+	Image  string `json:"image"`
+	Pull   string `json:"pull,omitempty"` // a pull policy; "" is PullIfMissing
+	Access Access `json:"access,omitzero"`
+}
+
+// PullRequest asks for an image to be cached.
+type PullRequest struct {
+	ImageRequest
+	Lazy  bool `json:"lazy,omitempty"`  // resolve and index only
+	Force bool `json:"force,omitempty"` // fetch again what is cached
+}
+
+// MountRequest asks for an image to be mounted on the host.
+type MountRequest struct {
+	ImageRequest
+	Dir    string `json:"dir"`             // absolute
+	Upper  string `json:"upper,omitempty"` // absolute; "" mounts read-only
+	Verify string `json:"verify,omitempty"`
+}
+
+// FileRequest asks for something inside an image.
+type FileRequest struct {
+	ImageRequest
+	Path      string `json:"path"`
+	Recursive bool   `json:"recursive,omitempty"`
+}
+
+// SandboxRequest asks for an image to be served to a microVM. The answer is a stream of Events that lasts as long as the
+// sandbox: when the caller hangs up, the daemon stops serving it.
+type SandboxRequest struct {
+	ImageRequest
+	ID     string `json:"id"`
+	Upper  string `json:"upper"`            // absolute; the writable layer
+	Pinned string `json:"pinned,omitempty"` // a manifest digest to use instead of resolving Image
+	Verify string `json:"verify,omitempty"`
+}
+
+// Event is one line of a stream. Exactly one of its parts is set beside Name and MS.
+type Event struct {
+	Name   string  `json:"event"`
+	MS     float64 `json:"ms"` // since the daemon took the request
+	Socket string  `json:"socket,omitempty"`
+	Image  *Image  `json:"image,omitempty"`
+	Layers []Layer `json:"layers,omitempty"`
+	Usage  *Usage  `json:"usage,omitempty"`
+	Error  *Error  `json:"error,omitempty"`
+	Note   string  `json:"note,omitempty"`
+}
+
+// Names of Events.
+const (
+	EventSocket   = "socket"         // the vhost-user-fs socket listens
+	EventResolved = "resolved"       // the reference is pinned; Image is set
+	EventIndexed  = "layers indexed" // every layer can be looked into, or streams; Layers is set
+	EventKernelUp = "kernel up"      // the guest kernel asked for its root
+	EventProgress = "progress"       // Layers is set
+	EventMounted  = "mounted"
+	EventComplete = "complete" // every byte is local
+	EventNote     = "note"
+	EventError    = "error" // the last one
+)
+
+// Image is a cached, pinned image.
+type Image struct {
+	Reference  string    `json:"reference"`
+	Digest     string    `json:"digest"` // of the platform's manifest
+	Platform   string    `json:"platform"`
+	MediaType  string    `json:"media_type"`
+	Size       int64     `json:"size"` // compressed bytes of all layers
+	Pinned     time.Time `json:"pinned"`
+	Config     []byte    `json:"config,omitempty"` // OCI image config, JSON
+	Layers     []Layer   `json:"layers,omitempty"`
+	References []string  `json:"references,omitempty"`
+}
+
+// Layer is a layer's state in the cache.
+type Layer struct {
+	Digest    string `json:"digest"`
+	DiffID    string `json:"diff_id,omitempty"`
+	MediaType string `json:"media_type"`
+	Size      int64  `json:"size"`            // of the blob, bytes
+	Mode      string `json:"mode"`            // lazy-toc, lazy-index, streaming, full
+	Reason    string `json:"reason"`          // why it has that mode
+	Have      int64  `json:"have"`            // blob bytes that are local
+	Fetched   int64  `json:"fetched"`         // bytes asked of the registry since the daemon started
+	Requests  int64  `json:"requests"`        // sent to the registry for this blob since the daemon started
+	Error     string `json:"error,omitempty"` // why it cannot be read
+}
+
+// Usage is what a mount or sandbox has used so far.
+type Usage struct {
+	BytesFetched int64   `json:"bytes_fetched"` // from registries, for its layers, since it was asked for
+	ImageBytes   int64   `json:"image_bytes"`
+	Layers       []Layer `json:"layers,omitempty"`
+	Stalls       []Stall `json:"stalls,omitempty"` // longest first
+}
+
+// Stall is the time that requests waited for one file.
+type Stall struct {
+	Path  string  `json:"path"`
+	MS    float64 `json:"ms"`
+	Count int64   `json:"count"`
+}
+
+// Mount is an image mounted on the host.
+type Mount struct {
+	Dir       string    `json:"dir"`
+	Reference string    `json:"reference"`
+	Digest    string    `json:"digest"`
+	Upper     string    `json:"upper,omitempty"`
+	Since     time.Time `json:"since"`
+	Error     string    `json:"error,omitempty"` // why it answers EIO
+}
+
+// File is a name inside an image, as stat has it.
+type File struct {
+	Path   string            `json:"path"`
+	Mode   uint32            `json:"mode"` // st_mode
+	Nlink  uint32            `json:"nlink"`
+	UID    uint32            `json:"uid"`
+	GID    uint32            `json:"gid"`
+	Rdev   uint32            `json:"rdev,omitempty"`
+	Size   int64             `json:"size"`
+	Mtime  time.Time         `json:"mtime"`
+	Inode  uint64            `json:"inode"`
+	Link   string            `json:"link,omitempty"`
+	Xattrs map[string][]byte `json:"xattrs,omitempty"`
+}
+
+// Status is what the daemon says of itself.
+type Status struct {
+	PID       int      `json:"pid"`
+	Version   string   `json:"version"`
+	Home      string   `json:"home"`
+	Uptime    float64  `json:"uptime_s"`
+	Mounts    int      `json:"mounts"`
+	Sandboxes int      `json:"sandboxes"`
+	Fetching  []string `json:"fetching,omitempty"` // images being completed in the background
+	Notes     []string `json:"notes,omitempty"`    // what it cleaned up when it started
+}
+
+// Stats are the daemon's counters since it started.
+type Stats struct {
+	Hits         int64        `json:"hits"`   // chunk reads answered by the cache
+	Misses       int64        `json:"misses"` // chunk reads that had to fetch
+	BytesFetched int64        `json:"bytes_fetched"`
+	Requests     int64        `json:"requests"`
+	CacheBytes   int64        `json:"cache_bytes"`
+	CacheChunks  int64        `json:"cache_chunks"`
+	DedupRatio   float64      `json:"dedup_ratio"` // bytes offered to the cache over bytes stored
+	Refetched    int64        `json:"refetched"`   // chunks found damaged on disk and fetched again
+	RSS          int64        `json:"rss"`         // of the daemon, bytes
+	Mounts       []MountStats `json:"mounts"`
+	Sandboxes    []MountStats `json:"sandboxes"`
+	Images       []Image      `json:"images"` // those open now
+}
+
+// MountStats are one mount's or sandbox's counters.
+type MountStats struct {
+	Name      string `json:"name"` // directory or sandbox id
+	Reference string `json:"reference"`
+	Usage     Usage  `json:"usage"`
+}

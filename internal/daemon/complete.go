@@ -1,0 +1,89 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+	"github.com/microsandbox/msb-fs/layer"
+)
+
+// How a layer that cannot be completed is tried again: an image in use may need the rest any time, but nobody waits for it.
+const (
+	completeRetryMin = time.Second
+	completeRetryMax = time.Minute
+	completeTries    = 8
+)
+
+// completer brings the rest of open images into the cache while nobody waits for it.
+type completer struct {
+	images *images
+	tasks  *tasks
+	log    *slog.Logger
+}
+
+// image fetches everything of o that is missing, in a task that holds o open until then.
+func (c *completer) image(o *openImage) { c.start(o, func(*openLayer) bool { return true }) }
+
+// streams waits, in a task that holds o open until then, for the layers of o that stream: what they brought would be lost
+// if they were closed half way.
+func (c *completer) streams(o *openImage) {
+	c.start(o, func(l *openLayer) bool { mode, _ := l.Mode(); return mode == layer.Streaming })
+}
+
+func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
+	var layers []*openLayer
+	for _, l := range o.layers {
+		if wanted(l) {
+			layers = append(layers, l)
+		}
+	}
+	if len(layers) == 0 || !c.images.beginCompleting(o) {
+		return
+	}
+	c.tasks.run(o.Reference, func(ctx context.Context) {
+		for _, err := range completeAll(ctx, layers) {
+			if err != nil && ctx.Err() == nil {
+				c.log.Warn("image stays incomplete", "image", o.Reference, "err", err)
+			}
+		}
+		if err := c.images.endCompleting(o); err != nil {
+			c.log.Error("close image", "image", o.Reference, "err", err)
+		}
+	})
+}
+
+// completeAll completes all layers at once and returns the error of each.
+func completeAll(ctx context.Context, layers []*openLayer) []error {
+	ctx = priority.With(ctx, priority.Background)
+	errs := make([]error, len(layers))
+	var wg sync.WaitGroup
+	for i, l := range layers {
+		wg.Go(func() {
+			if err := completeLayer(ctx, l); err != nil {
+				errs[i] = fmt.Errorf("layer %s: %w", l.blob.Digest(), err)
+			}
+		})
+	}
+	wg.Wait()
+	return errs
+}
+
+func completeLayer(ctx context.Context, l *openLayer) error {
+	wait := completeRetryMin
+	for try := 1; ; try++ {
+		err := l.Complete(ctx)
+		if err == nil || l.Err() != nil || try == completeTries || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, completeRetryMax)
+	}
+}

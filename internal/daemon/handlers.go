@@ -1,0 +1,284 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+)
+
+// maxRequest bounds a request's body, bytes: certificates are its largest part.
+const maxRequest = 4 << 20
+
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, fn func(http.ResponseWriter, *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { d.answer(w, r, fn) })
+	}
+	handle("GET /v1/status", d.getStatus)
+	handle("POST /v1/stop", d.postStop)
+	handle("GET /v1/stats", d.getStats)
+	handle("POST /v1/pull", d.postPull)
+	handle("GET /v1/images", d.getImages)
+	handle("POST /v1/inspect", d.postInspect)
+	handle("GET /v1/configs/{digest}", d.getConfig)
+	handle("POST /v1/mounts", d.postMount)
+	handle("GET /v1/mounts", d.getMounts)
+	handle("DELETE /v1/mounts", d.deleteMount)
+	handle("POST /v1/files/list", d.postList)
+	handle("POST /v1/files/stat", d.postStat)
+	handle("POST /v1/files/cat", d.postCat)
+	handle("POST /v1/sandboxes", d.postSandbox)
+	handle("GET /v1/sandboxes/{id}/usage", d.getSandboxUsage)
+	return mux
+}
+
+// answer runs one handler: its error becomes the answer where none has begun, its panic an error.
+func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.ResponseWriter, *http.Request) error) {
+	d.requests.Add(1)
+	defer func() {
+		d.lastUse.Store(time.Now().UnixNano())
+		d.requests.Add(-1)
+	}()
+	err := fn(w, r)
+	if err == nil {
+		return
+	}
+	e := toError(err)
+	d.Log.Info("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status(e))
+	json.NewEncoder(w).Encode(e)
+}
+
+func read(r *http.Request, v any) error {
+	dec := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("read request: %v", err)}
+	}
+	return nil
+}
+
+func write(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(v)
+}
+
+func (d *daemon) getStatus(w http.ResponseWriter, r *http.Request) error {
+	s := api.Status{PID: os.Getpid(), Version: d.Version, Home: string(d.home), Uptime: time.Since(d.started).Seconds(),
+		Mounts: len(d.mounts.list()), Sandboxes: len(d.sandboxes.list()), Notes: d.notes}
+	for _, name := range d.tasks.list() {
+		if name != "" {
+			s.Fetching = append(s.Fetching, name)
+		}
+	}
+	return write(w, s)
+}
+
+func (d *daemon) postStop(w http.ResponseWriter, r *http.Request) error {
+	w.WriteHeader(http.StatusNoContent)
+	d.stop()
+	return nil
+}
+
+// open resolves and opens what req names; the caller releases it.
+func (d *daemon) open(ctx context.Context, req api.ImageRequest) (*openImage, error) {
+	img, err := d.images.resolve(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	o, _, err := d.images.acquire(ctx, img, req.Access)
+	return o, err
+}
+
+func (d *daemon) release(o *openImage) {
+	if err := d.images.release(o); err != nil {
+		d.Log.Error("close image", "image", o.Reference, "err", err)
+	}
+}
+
+// progressEvery is how often a pull tells how far it is.
+const progressEvery = 200 * time.Millisecond
+
+func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
+	var req api.PullRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	ctx, out := r.Context(), newEvents(w)
+	img, err := d.images.resolve(ctx, req.ImageRequest)
+	if err != nil {
+		return err
+	}
+	if req.Force {
+		if err := d.images.drop(img); err != nil {
+			return err
+		}
+	}
+	desc := describeImage(img, nil)
+	out.send(api.Event{Name: api.EventResolved, Image: &desc})
+	o, _, err := d.images.acquire(ctx, img, req.Access)
+	if err != nil {
+		out.fail(err)
+		return nil
+	}
+	defer d.release(o)
+	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
+	if req.Lazy {
+		d.completer.streams(o)
+		return nil
+	}
+	done := make(chan []error, 1)
+	go func() { done <- completeAll(ctx, o.layers) }()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			out.send(api.Event{Name: api.EventProgress, Layers: o.describe()})
+		case errs := <-done:
+			if err := firstError(errs); err != nil {
+				out.fail(fmt.Errorf("pull %s: %w", img.Reference, err))
+			} else {
+				desc := describeImage(img, o)
+				out.send(api.Event{Name: api.EventComplete, Image: &desc})
+			}
+			return nil
+		}
+	}
+}
+
+func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
+	var req api.MountRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	ctx, out := r.Context(), newEvents(w)
+	img, err := d.images.resolve(ctx, req.ImageRequest)
+	if err != nil {
+		return err
+	}
+	desc := describeImage(img, nil)
+	out.send(api.Event{Name: api.EventResolved, Image: &desc})
+	o, base, err := d.images.acquire(ctx, img, req.Access)
+	if err != nil {
+		out.fail(err)
+		return nil
+	}
+	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
+	if err := d.verified(ctx, o, req.Verify); err != nil {
+		d.release(o)
+		out.fail(err)
+		return nil
+	}
+	m, err := d.mounts.add(ctx, o, base, req)
+	if err != nil {
+		out.fail(err)
+		return nil
+	}
+	d.completer.image(o)
+	d.tasks.run("", func(context.Context) {
+		if err := d.mounts.reap(m); err != nil {
+			d.Log.Error("unmounted", "dir", m.Dir, "err", err)
+		}
+	})
+	out.send(api.Event{Name: api.EventMounted})
+	return nil
+}
+
+// verified returns at once for verification "lazy", and for "strict" when every layer's bytes have been checked.
+func (d *daemon) verified(ctx context.Context, o *openImage, how string) error {
+	switch how {
+	case "", "lazy":
+		return nil
+	case "strict":
+		return firstError(completeAll(ctx, o.layers))
+	default:
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown verification %q: use lazy or strict", how)}
+	}
+}
+
+func (d *daemon) getMounts(w http.ResponseWriter, r *http.Request) error {
+	out := []api.Mount{}
+	for _, m := range d.mounts.list() {
+		out = append(out, m.describe())
+	}
+	return write(w, out)
+}
+
+func (d *daemon) deleteMount(w http.ResponseWriter, r *http.Request) error {
+	if err := d.mounts.remove(r.URL.Query().Get("dir")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// withFile opens the image of a FileRequest for fn. What streams goes on after fn has returned.
+func (d *daemon) withFile(r *http.Request, fn func(*openImage, api.FileRequest) error) error {
+	var req api.FileRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	o, err := d.open(r.Context(), req.ImageRequest)
+	if err != nil {
+		return err
+	}
+	defer d.release(o)
+	d.completer.streams(o)
+	return fn(o, req)
+}
+
+func (d *daemon) postStat(w http.ResponseWriter, r *http.Request) error {
+	return d.withFile(r, func(o *openImage, req api.FileRequest) error {
+		f, err := stat(r.Context(), o.tree, req.Path)
+		if err != nil {
+			return err
+		}
+		return write(w, f)
+	})
+}
+
+func (d *daemon) postList(w http.ResponseWriter, r *http.Request) error {
+	return d.withFile(r, func(o *openImage, req api.FileRequest) error {
+		out := &body{w: w}
+		lines := json.NewEncoder(out)
+		return out.end(list(r.Context(), o.tree, req.Path, req.Recursive, func(f api.File) error { return lines.Encode(f) }))
+	})
+}
+
+func (d *daemon) postCat(w http.ResponseWriter, r *http.Request) error {
+	return d.withFile(r, func(o *openImage, req api.FileRequest) error {
+		out := &body{w: w}
+		return out.end(cat(r.Context(), o.tree, req.Path, out))
+	})
+}
+
+// body is an answer that may fail after it has begun.
+type body struct {
+	w     http.ResponseWriter
+	begun bool
+}
+
+func (b *body) Write(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		b.w.Header().Set("Trailer", api.ErrorTrailer)
+	}
+	return b.w.Write(p)
+}
+
+// end returns err for the handler to answer with, or sends it behind what has been written.
+func (b *body) end(err error) error {
+	if err == nil || !b.begun {
+		return err
+	}
+	b.w.Header().Set(api.ErrorTrailer, err.Error())
+	return nil
+}

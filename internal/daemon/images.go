@@ -1,0 +1,309 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/microsandbox/msb-fs/chunkcache"
+	"github.com/microsandbox/msb-fs/fs"
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/layer"
+	"github.com/microsandbox/msb-fs/remote"
+)
+
+// images resolves references and keeps the images that are in use open, each once however many mounts and sandboxes
+// show it, and each layer once however many images stand on it. It is safe for concurrent use.
+type images struct {
+	home     api.Home
+	pins     pins
+	registry *registry
+	cache    *chunkcache.Cache
+
+	mu     sync.Mutex
+	open   map[string]*openImage // by manifest digest
+	layers map[string]*openLayer // by blob digest
+}
+
+// openImage is an image that somebody uses.
+type openImage struct {
+	*remote.Image
+	tree   *fs.Tree
+	layers []*openLayer // bottom first, as Image.Layers
+
+	refs       int  // guarded by images.mu
+	completing bool // guarded by images.mu: a goroutine is fetching what is missing
+}
+
+// openLayer is a layer that open images stand on.
+type openLayer struct {
+	*layer.Layer
+	blob *remote.Blob
+
+	refs int // guarded by images.mu
+}
+
+// resolve returns the image that req names, as its pull policy says. Only policy always, and an image that is not cached,
+// touch the network.
+func (im *images) resolve(ctx context.Context, req api.ImageRequest) (*remote.Image, error) {
+	ref, err := remote.Normalize(req.Image)
+	if err != nil {
+		return nil, err
+	}
+	cached, rec, err := im.pins.get(ref, req.Access.Platform)
+	if err != nil {
+		return nil, err
+	}
+	switch req.Pull {
+	case api.PullNever:
+		if cached == nil {
+			return nil, &api.Error{Code: api.CodeNotCached, Message: "image not cached: " + req.Image}
+		}
+		return cached, nil
+	case "", api.PullIfMissing:
+		if cached != nil {
+			return cached, nil
+		}
+	case api.PullAlways:
+	default:
+		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown pull policy %q: use %s, %s or %s",
+			req.Pull, api.PullIfMissing, api.PullAlways, api.PullNever)}
+	}
+	client, access, err := im.registry.client(req.Access)
+	if err != nil {
+		return nil, err
+	}
+	img, err := client.Resolve(ctx, ref, access)
+	if errors.Is(err, remote.ErrUnreachable) && cached != nil {
+		return nil, &api.Error{Code: api.CodeUnreachable, Message: fmt.Sprintf(
+			"%v; %s is cached: use --pull %s", err, rec.Digest, api.PullIfMissing)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return img, im.pins.put(img, req.Access.Platform)
+}
+
+// acquire opens img, or joins whoever has it open. It returns as soon as every layer can be looked into or streams,
+// with the number of bytes that had been fetched for its layers before it was called. The caller releases the image.
+func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) (*openImage, int64, error) {
+	if o := im.join(img.Digest, nil); o != nil {
+		return o, o.fetched(), nil
+	}
+	client, access, err := im.registry.client(a)
+	if err != nil {
+		return nil, 0, err
+	}
+	fresh := &openImage{Image: img, refs: 1}
+	before := im.layersFetched()
+	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
+		return nil, 0, err
+	}
+	trees := make([]fs.Layer, len(fresh.layers))
+	var base int64
+	for i, l := range fresh.layers {
+		trees[i] = l
+		base += before[l]
+	}
+	fresh.tree, err = fs.New(ctx, trees, im.cache, fs.Options{File: im.treeFile(img.Digest)})
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("open %s: %w", img.Reference, err), im.releaseLayers(fresh.layers))
+	}
+	if o := im.join(img.Digest, fresh); o != fresh { // somebody was faster
+		return o, base, errors.Join(fresh.tree.Close(), im.releaseLayers(fresh.layers))
+	}
+	return fresh, base, nil
+}
+
+// join takes a reference to the open, sound image of that digest; where there is none it enters fresh. A tree whose layer
+// turned out corrupt stays with those who have it; whoever comes later gets a new one.
+func (im *images) join(digest string, fresh *openImage) *openImage {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if o := im.open[digest]; o != nil && o.tree.Err() == nil {
+		o.refs++
+		return o
+	}
+	if fresh != nil {
+		im.open[digest] = fresh
+	}
+	return fresh
+}
+
+// layersFetched returns what has been fetched so far for each open layer, bytes.
+func (im *images) layersFetched() map[*openLayer]int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	n := make(map[*openLayer]int64, len(im.layers))
+	for _, l := range im.layers {
+		n[l] = l.blob.Stats().Bytes
+	}
+	return n
+}
+
+func (im *images) treeFile(digest string) string {
+	return filepath.Join(im.home.Cache("trees"), strings.TrimPrefix(digest, "sha256:")+".tree")
+}
+
+// acquireLayers opens img's layers all at once: every one of them needs a round trip or a stream of its own.
+func (im *images) acquireLayers(ctx context.Context, c *remote.Client, img *remote.Image, a remote.Access) ([]*openLayer, error) {
+	out := make([]*openLayer, len(img.Layers))
+	errs := make([]error, len(img.Layers))
+	var wg sync.WaitGroup
+	for i, d := range img.Layers {
+		wg.Go(func() { out[i], errs[i] = im.acquireLayer(ctx, c, img, d, a) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		opened := out[:0]
+		for _, l := range out {
+			if l != nil {
+				opened = append(opened, l)
+			}
+		}
+		im.releaseLayers(opened)
+		return nil, firstError(errs)
+	}
+	return out, nil
+}
+
+// firstError is the one that the user is told: the others most likely say the same of other layers.
+func firstError(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remote.Image, d remote.Layer, a remote.Access) (*openLayer, error) {
+	if l := im.joinLayer(d.Digest, nil); l != nil {
+		return l, nil
+	}
+	blob := c.Blob(img, d, a)
+	opened, err := layer.Open(ctx, layer.Descriptor{Digest: d.Digest, DiffID: d.DiffID, MediaType: d.MediaType, Size: d.Size,
+		Annotations: d.Annotations}, blob, layer.Options{Dir: im.home.Cache("layers"), Chunks: im.cache})
+	if err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
+	}
+	fresh := &openLayer{Layer: opened, blob: blob, refs: 1}
+	if l := im.joinLayer(d.Digest, fresh); l != fresh { // somebody was faster
+		return l, opened.Close()
+	}
+	return fresh, nil
+}
+
+// joinLayer takes a reference to the open, sound layer of that digest; where there is none it enters fresh.
+func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if l := im.layers[digest]; l != nil && l.Err() == nil {
+		l.refs++
+		return l
+	}
+	if fresh != nil {
+		im.layers[digest] = fresh
+	}
+	return fresh
+}
+
+// beginCompleting takes a reference to o, which the caller already holds, for the one task that completes it. It returns
+// false when there is such a task already.
+func (im *images) beginCompleting(o *openImage) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if o.completing {
+		return false
+	}
+	o.completing = true
+	o.refs++
+	return true
+}
+
+// endCompleting gives beginCompleting's reference back.
+func (im *images) endCompleting(o *openImage) error {
+	im.mu.Lock()
+	o.completing = false
+	im.mu.Unlock()
+	return im.release(o)
+}
+
+// release gives back one reference to o and closes it with the last.
+func (im *images) release(o *openImage) error {
+	im.mu.Lock()
+	o.refs--
+	last := o.refs == 0
+	if last && im.open[o.Digest] == o {
+		delete(im.open, o.Digest)
+	}
+	im.mu.Unlock()
+	if !last {
+		return nil
+	}
+	return errors.Join(o.tree.Close(), im.releaseLayers(o.layers))
+}
+
+func (im *images) releaseLayers(ls []*openLayer) error {
+	var errs []error
+	for _, l := range ls {
+		im.mu.Lock()
+		l.refs--
+		last := l.refs == 0
+		if d := l.blob.Digest(); last && im.layers[d] == l {
+			delete(im.layers, d)
+		}
+		im.mu.Unlock()
+		if last {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// byDigest returns the open images by manifest digest.
+func (im *images) byDigest() map[string]*openImage {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return maps.Clone(im.open)
+}
+
+// resolvePinned returns the image with that manifest digest, which req's reference once led to. When it is not cached it
+// is fetched by its digest, wherever the tag points by now.
+func (im *images) resolvePinned(ctx context.Context, req api.ImageRequest, digest string) (*remote.Image, error) {
+	img, err := im.pins.manifest(digest)
+	if img != nil || err != nil {
+		return img, err
+	}
+	byDigest, err := remote.AtDigest(req.Image, digest)
+	if err != nil {
+		return nil, err
+	}
+	req.Image = byDigest
+	return im.resolve(ctx, req)
+}
+
+// drop removes what is cached of img, unless it is in use.
+func (im *images) drop(img *remote.Image) error {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for _, l := range img.Layers {
+		if im.layers[l.Digest] != nil {
+			return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%s is in use", img.Reference)}
+		}
+	}
+	for _, l := range img.Layers {
+		if err := layer.Remove(im.home.Cache("layers"), l.Digest, im.cache); err != nil {
+			return fmt.Errorf("drop layer %s: %w", l.Digest, err)
+		}
+	}
+	if err := os.Remove(im.treeFile(img.Digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("drop tree of %s: %w", img.Reference, err)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox/msb-fs/cow"
+	"github.com/microsandbox/msb-fs/fs"
+	"github.com/microsandbox/msb-fs/internal/api"
+)
+
+// mounts are the images that this daemon has mounted on the host. A list of them is kept on disk, so that a daemon that
+// follows one that was killed can clean up. It is safe for concurrent use.
+type mounts struct {
+	images *images
+	record string    // path of the list
+	fault  func(any) // told of panics while a mount's requests are answered
+
+	mu     sync.Mutex
+	byDir  map[string]*mount
+	uppers map[string]bool // upper directories in use
+	left   map[string]bool // directories that cleanUp has unmounted
+}
+
+// mount is one image on one directory.
+type mount struct {
+	api.Mount
+	image *openImage
+	fuse  *fs.Mounted
+	upper *cow.FS // nil when read-only
+	base  int64   // bytes that had been fetched for the image before it was asked for
+	ready bool    // guarded by mounts.mu: fuse and upper are set
+}
+
+// add mounts o on req.Dir and takes over the caller's reference to o, whatever it returns.
+func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.MountRequest) (*mount, error) {
+	m := &mount{Mount: api.Mount{Dir: req.Dir, Reference: o.Reference, Digest: o.Digest, Upper: req.Upper, Since: time.Now().UTC()},
+		image: o, base: base}
+	if err := ms.reserve(m); err != nil {
+		return nil, errors.Join(err, ms.images.release(o))
+	}
+	// Recorded before it exists: a daemon that is killed in between leaves a record too many, never a mount too many.
+	err := ms.save()
+	if err == nil {
+		err = m.serve(ctx, ms.fault)
+	}
+	if err != nil {
+		ms.forget(m)
+		return nil, errors.Join(err, ms.images.release(o))
+	}
+	ms.mu.Lock()
+	m.ready = true
+	ms.mu.Unlock()
+	return m, nil
+}
+
+// reserve enters m unless its directory or upper is taken.
+func (ms *mounts) reserve(m *mount) error {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if ms.byDir[m.Dir] != nil {
+		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%s has an image mounted: msb-fs umount %s", m.Dir, m.Dir)}
+	}
+	if m.Upper != "" && ms.uppers[m.Upper] {
+		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("upper directory %s is in use by another mount", m.Upper)}
+	}
+	ms.byDir[m.Dir] = m
+	if m.Upper != "" {
+		ms.uppers[m.Upper] = true
+	}
+	return nil
+}
+
+func (ms *mounts) forget(m *mount) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	delete(ms.byDir, m.Dir)
+	delete(ms.uppers, m.Upper)
+}
+
+func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
+	var raw fuse.RawFileSystem
+	opts := fs.MountOptions{Name: m.Reference, Panic: fault}
+	if m.Upper == "" {
+		raw = fs.Raw(m.image.tree)
+		opts.ReadOnly = true
+	} else {
+		m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest})
+		if err != nil {
+			return fmt.Errorf("open upper %s: %w", m.Upper, err)
+		}
+		raw = m.upper
+	}
+	if m.fuse, err = fs.Mount(ctx, raw, m.Dir, opts); err != nil {
+		if m.upper != nil {
+			err = errors.Join(err, m.upper.Close())
+		}
+		return fmt.Errorf("mount %s on %s: %w", m.Reference, m.Dir, err)
+	}
+	return nil
+}
+
+// remove unmounts dir.
+func (ms *mounts) remove(dir string) error {
+	ms.mu.Lock()
+	m := ms.byDir[dir]
+	ready := m != nil && m.ready
+	left := ms.left[dir]
+	delete(ms.left, dir)
+	ms.mu.Unlock()
+	if m == nil && left {
+		return nil // this daemon was started by the very command that asks for it
+	}
+	if !ready {
+		return &api.Error{Code: api.CodeNotFound, Message: "nothing of ours is mounted on " + dir}
+	}
+	if err := m.fuse.Unmount(); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// reap waits until m has been unmounted, by whomever, and then lets go of what it used.
+func (ms *mounts) reap(m *mount) error {
+	m.fuse.Wait()
+	var errs []error
+	if m.upper != nil {
+		errs = append(errs, m.upper.Close())
+	}
+	ms.forget(m)
+	return errors.Join(append(errs, ms.save(), ms.images.release(m.image))...)
+}
+
+// list returns the mounts sorted by directory.
+func (ms *mounts) list() []*mount {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	out := make([]*mount, 0, len(ms.byDir))
+	for _, m := range ms.byDir {
+		if m.ready {
+			out = append(out, m)
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Dir < out[j].Dir })
+	return out
+}
+
+// describe is m as users see it.
+func (m *mount) describe() api.Mount {
+	d := m.Mount
+	if err := m.image.tree.Err(); err != nil {
+		d.Error = err.Error()
+	}
+	return d
+}
+
+// save writes the list of directories.
+func (ms *mounts) save() error {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	dirs := make([]string, 0, len(ms.byDir))
+	for dir := range ms.byDir {
+		dirs = append(dirs, dir)
+	}
+	b, err := json.Marshal(dirs)
+	if err != nil {
+		return err
+	}
+	tmp := ms.record + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return fmt.Errorf("record mounts: %w", err)
+	}
+	return os.Rename(tmp, ms.record)
+}
+
+// cleanUp unmounts what a killed daemon left and returns the directories. Nobody else uses ms yet.
+func (ms *mounts) cleanUp(ctx context.Context) []string {
+	b, err := os.ReadFile(ms.record)
+	if err != nil {
+		return nil
+	}
+	var dirs, cleaned []string
+	if json.Unmarshal(b, &dirs) != nil {
+		return nil
+	}
+	for _, dir := range dirs {
+		// Only a FUSE mount without a server answers so (fuse_abort_conn): never touch what somebody else has put there.
+		var st unix.Stat_t
+		if filepath.IsAbs(dir) && errors.Is(unix.Stat(dir, &st), syscall.ENOTCONN) && fs.Unmount(ctx, dir) == nil {
+			cleaned = append(cleaned, dir)
+			ms.left[dir] = true
+		}
+	}
+	return cleaned
+}

@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/remote"
+)
+
+// registry hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
+// the client they were opened with. It is safe for concurrent use.
+type registry struct {
+	config string // path
+
+	mu      sync.Mutex
+	current *remote.Client
+	changed time.Time // config.json's mtime when current was made; zero when there was none
+	size    int64
+	past    remote.Stats // of clients that current has replaced
+}
+
+// client returns the client, and a as it understands it.
+func (r *registry) client(a api.Access) (*remote.Client, remote.Access, error) {
+	access := remote.Access{Insecure: a.Insecure, CACerts: a.CACerts, Username: a.Username, Password: a.Password, Platform: a.Platform, Env: a.Env}
+	var changed time.Time
+	var size int64
+	if fi, err := os.Stat(r.config); err == nil {
+		changed, size = fi.ModTime(), fi.Size()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current != nil && r.changed.Equal(changed) && r.size == size {
+		return r.current, access, nil
+	}
+	config, err := remote.LoadConfig(r.config)
+	if err != nil {
+		return nil, access, err
+	}
+	if r.current != nil {
+		r.past = r.past.Add(r.current.Stats())
+	}
+	r.current = remote.NewClient(remote.Options{Config: config})
+	r.changed, r.size = changed, size
+	return r.current, access, nil
+}
+
+// stats are the counters of all clients there have been.
+func (r *registry) stats() remote.Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		return r.past
+	}
+	return r.past.Add(r.current.Stats())
+}
+
+// close ends the current client. Those it has replaced hold nothing but idle connections.
+func (r *registry) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		return nil
+	}
+	return r.current.Close()
+}

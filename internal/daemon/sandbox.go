@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/remote"
+)
+
+// postSandbox serves a sandbox for as long as its caller listens. The image is resolved and opened while the VM boots.
+func (d *daemon) postSandbox(w http.ResponseWriter, r *http.Request) error {
+	var req api.SandboxRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	s, err := d.sandboxes.reserve(req)
+	if err != nil {
+		return err
+	}
+	out := newEvents(w)
+	ctx, fail := context.WithCancelCause(r.Context())
+	image := d.openLater(ctx, fail, s, req, out)
+	err = s.serve(ctx,
+		func() { out.send(api.Event{Name: api.EventSocket, Socket: s.socket}) },
+		func() { out.send(api.Event{Name: api.EventKernelUp}) },
+		func(v any) { d.Log.Error("guest or file system misbehaves", "sandbox", s.id, "fault", v) },
+		image.wait)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	fail(nil) // ends openLater, if it is still at it
+	image.close()
+	err = errors.Join(err, d.sandboxes.forget(s))
+	if err != nil && r.Context().Err() == nil {
+		d.Log.Info("sandbox failed", "id", s.id, "err", err)
+		out.fail(err)
+	}
+	return nil
+}
+
+// laterImage is an image that is being opened.
+type laterImage struct {
+	done  chan struct{} // closed when image and err are set
+	image *openImage
+	err   error
+	close func() // waits for everything that openLater started, and lets go of the image
+}
+
+// wait returns the image when it is open.
+func (l *laterImage) wait(ctx context.Context) (*openImage, error) {
+	select {
+	case <-l.done:
+		return l.image, l.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// openLater opens the image of req and then watches its layers: fail is told when it cannot be opened or turns out to be
+// corrupt. ctx ends both.
+func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s *sandbox, req api.SandboxRequest, out *events) *laterImage {
+	l := &laterImage{done: make(chan struct{})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.image, l.err = d.openSandbox(ctx, s, req, out)
+		close(l.done)
+		if l.err != nil {
+			fail(l.err)
+			return
+		}
+		d.completer.image(l.image)
+		if err := l.image.corrupt(ctx); err != nil {
+			fail(err)
+		}
+	}()
+	l.close = func() {
+		<-ended
+		if l.image != nil {
+			d.release(l.image)
+		}
+	}
+	return l
+}
+
+func (d *daemon) openSandbox(ctx context.Context, s *sandbox, req api.SandboxRequest, out *events) (*openImage, error) {
+	img, err := d.sandboxImage(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	desc := describeImage(img, nil)
+	out.send(api.Event{Name: api.EventResolved, Image: &desc})
+	o, base, err := d.images.acquire(ctx, img, req.Access)
+	if err != nil {
+		return nil, err
+	}
+	s.opened(o, base)
+	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
+	if err := d.verified(ctx, o, req.Verify); err != nil {
+		d.release(o)
+		return nil, err
+	}
+	return o, nil
+}
+
+// sandboxImage is the pinned image where the sandbox has a pin, whatever its reference means by now.
+func (d *daemon) sandboxImage(ctx context.Context, req api.SandboxRequest) (*remote.Image, error) {
+	if req.Pinned == "" {
+		return d.images.resolve(ctx, req.ImageRequest)
+	}
+	return d.images.resolvePinned(ctx, req.ImageRequest, req.Pinned)
+}
+
+// corrupt waits until every layer of o has been verified, or ctx is done, and returns what was wrong with one.
+func (o *openImage) corrupt(ctx context.Context) error {
+	for _, l := range o.layers {
+		select {
+		case <-l.Done():
+			if err := l.Err(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+func (d *daemon) getSandboxUsage(w http.ResponseWriter, r *http.Request) error {
+	s := d.sandboxes.get(r.PathValue("id"))
+	if s == nil {
+		return &api.Error{Code: api.CodeNotFound, Message: "no sandbox " + r.PathValue("id")}
+	}
+	u, _ := s.usage()
+	return write(w, u)
+}

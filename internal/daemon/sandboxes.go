@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/microsandbox/msb-fs/cow"
+	"github.com/microsandbox/msb-fs/fs"
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/vmboot"
+	"github.com/microsandbox/msb-fs/vmboot/virtiofs"
+)
+
+// sandboxes are the images that are served to microVMs. It is safe for concurrent use.
+type sandboxes struct {
+	run string // directory of sockets
+
+	mu   sync.Mutex
+	byID map[string]*sandbox
+}
+
+// sandbox is one image with its upper, served on one vhost-user-fs socket.
+type sandbox struct {
+	id, upper string
+	socket    string
+
+	mu    sync.Mutex
+	image *openImage // nil until it is resolved
+	base  int64      // bytes that had been fetched for the image before it was asked for
+}
+
+var sandboxID = regexp.MustCompile(`^[a-z0-9]{1,16}$`)
+
+// reserve enters a sandbox and gives it a directory for its sockets.
+func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
+	if !sandboxID.MatchString(req.ID) {
+		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("sandbox id %q is not 1-16 letters and digits", req.ID)}
+	}
+	if !filepath.IsAbs(req.Upper) {
+		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("upper directory %q is not an absolute path", req.Upper)}
+	}
+	dir := filepath.Join(ss.run, "sb-"+req.ID)
+	s := &sandbox{id: req.ID, upper: req.Upper, socket: filepath.Join(dir, "fs.sock")}
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for _, other := range ss.byID {
+		if other.id == s.id || other.upper == s.upper {
+			return nil, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("sandbox %s or its upper %s is in use", s.id, s.upper)}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make sandbox's run directory: %w", err)
+	}
+	ss.byID[s.id] = s
+	return s, nil
+}
+
+func (ss *sandboxes) forget(s *sandbox) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	delete(ss.byID, s.id)
+	return os.RemoveAll(filepath.Dir(s.socket))
+}
+
+func (ss *sandboxes) list() []*sandbox {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	out := make([]*sandbox, 0, len(ss.byID))
+	for _, s := range ss.byID {
+		out = append(out, s)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].id < out[j].id })
+	return out
+}
+
+func (ss *sandboxes) get(id string) *sandbox {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.byID[id]
+}
+
+// usage is what s has used so far, and of which image; zero until that is open.
+func (s *sandbox) usage() (api.Usage, string) {
+	s.mu.Lock()
+	o, base := s.image, s.base
+	s.mu.Unlock()
+	if o == nil {
+		return api.Usage{}, ""
+	}
+	return o.usage(base), o.Reference
+}
+
+// serve shows the image that open yields, and s's upper over it, to the one VM that connects to s's socket. The VM may
+// connect before the image is there: its first request waits. It calls listening when the VM may connect and kernelUp when
+// the guest asks for its root, tells fault what no honest guest does, and returns when the VM or ctx ends.
+func (s *sandbox) serve(ctx context.Context, listening, kernelUp func(), fault func(any), open func(context.Context) (*openImage, error)) (err error) {
+	// The socket's file is removed by forget, with its directory.
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("listen for the VM: %w", err)
+	}
+	defer ln.Close()
+	listening()
+	var upper *cow.FS
+	defer func() {
+		if upper != nil {
+			err = errors.Join(err, upper.Close())
+		}
+	}()
+	return virtiofs.Serve(ctx, ln, func(ctx context.Context) (fuse.RawFileSystem, error) {
+		o, err := open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		upper, err = cow.New(o.tree, s.upper, cow.Options{LowerDigest: o.Digest})
+		if err != nil {
+			return nil, fmt.Errorf("open upper %s: %w", s.upper, err)
+		}
+		files, err := vmboot.GuestFiles()
+		if err != nil {
+			return nil, err
+		}
+		return vmboot.WithFiles(upper, files)
+	}, virtiofs.Options{FUSE: fs.ServerOptions(fs.MountOptions{Name: s.id, Panic: fault}), OnInit: kernelUp, OnFault: func(err error) { fault(err) }})
+}
+
+// opened records that s's image is open.
+func (s *sandbox) opened(o *openImage, base int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.image, s.base = o, base
+}

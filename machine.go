@@ -1,0 +1,124 @@
+package msb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/vmboot"
+)
+
+// machine is a sandbox that runs: the daemon serves its root, QEMU its hardware.
+type machine struct {
+	vm    *vmboot.VM
+	agent *vmboot.Agent
+	image api.Image
+
+	ended  chan struct{}      // closed when the daemon has stopped serving the root
+	hangUp context.CancelFunc // makes the daemon stop
+}
+
+// errUnserved is why a machine ends when the daemon does.
+var errUnserved = errors.New("the msb-fs daemon stopped serving the sandbox's root: see its log")
+
+const (
+	// closeTimeout bounds an orderly end: the guest syncs its disks, the daemon closes the upper directory.
+	closeTimeout = 10 * time.Second
+	// closeGrace is what the guest's other processes get between SIGTERM and SIGKILL when the main one has ended.
+	closeGrace = 100 * time.Millisecond
+)
+
+// boot starts s with root filesystem req. The VM starts at once and boots while the image is being resolved and indexed.
+// ctx ends when the machine cannot go on; the caller closes the machine whenever boot succeeds.
+func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxRequest, rec *recorder) (_ *machine, _ context.Context, err error) {
+	kernel, err := vmboot.FindKernel(s.Kernel)
+	if err != nil {
+		return nil, nil, err
+	}
+	accel, err := vmboot.Accelerator(ctx, s.Accel, kernel)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, fail := context.WithCancelCause(ctx)
+	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	m := &machine{ended: make(chan struct{}), hangUp: hangUp}
+	defer func() {
+		if err != nil {
+			err = errors.Join(cause(ctx, err), m.close(ctx))
+		}
+	}()
+
+	socket, resolved := make(chan string, 1), make(chan api.Image, 1)
+	go func() {
+		defer close(m.ended)
+		err := client.Stream(serving, "POST", "/v1/sandboxes", req, func(e api.Event) error {
+			switch e.Name {
+			case api.EventSocket:
+				socket <- e.Socket
+				return nil
+			case api.EventResolved:
+				resolved <- *e.Image
+			}
+			rec.mark(serving, e.Name)
+			return nil
+		})
+		if err == nil {
+			err = errUnserved
+		}
+		fail(err)
+	}()
+
+	var path string
+	select {
+	case path = <-socket:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	m.vm, err = vmboot.Start(ctx, vmboot.Config{Kernel: kernel, Accel: accel, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB,
+		FSSocket: path, RunDir: filepath.Dir(path)})
+	if err != nil {
+		return nil, nil, err
+	}
+	rec.mark(serving, eventVMStarted)
+	select {
+	case m.image = <-resolved:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname}); err != nil {
+		return nil, nil, err
+	}
+	rec.mark(serving, eventAgentUp)
+	return m, ctx, nil
+}
+
+// cause is why ctx ended, where that is why err happened.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// close ends the VM in an orderly way and returns when the daemon has let go of the upper directory.
+func (m *machine) close(ctx context.Context) error {
+	defer m.hangUp()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	var err error
+	if m.vm != nil {
+		err = m.vm.Close(ctx, closeGrace)
+	} else {
+		m.hangUp()
+	}
+	select {
+	case <-m.ended: // the VM has hung up, so the daemon ends by itself
+	case <-ctx.Done():
+		m.hangUp()
+		err = errors.Join(err, fmt.Errorf("end sandbox: the msb-fs daemon still serves its root: %w", ctx.Err()))
+	}
+	return err
+}

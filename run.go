@@ -1,0 +1,191 @@
+package msb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/vmboot"
+)
+
+// State is how far a sandbox's latest run got. It is written for people; whether the sandbox runs is told by its lock.
+type State struct {
+	PID      int       `json:"pid"` // of the supervising process
+	Started  time.Time `json:"started"`
+	Finished time.Time `json:"finished,omitzero"`
+	ExitCode int       `json:"exit_code"`
+	Error    string    `json:"error,omitempty"` // why it could not be started or went on
+}
+
+// RunOptions are what a run of a sandbox needs beside its Spec.
+type RunOptions struct {
+	Registry Registry
+	Pull     PullPolicy
+	Verify   string // lazy or strict; "" is lazy
+	Stdin    io.Reader
+	Stdout   io.Writer
+	Stderr   io.Writer
+	Signals  <-chan os.Signal // sent on to the command; before there is one, they end the start
+	Resize   <-chan vmboot.Size
+	Started  func() // called when the command has been started; may be nil
+}
+
+// Run makes a sandbox of s, runs its command to the end in the foreground and returns how that ended. The error is a
+// *vmboot.StartError where the command could not be started. Timing is valid, as far as it got, also beside an error.
+func (h *Host) Run(ctx context.Context, s *Spec, o RunOptions) (vmboot.Status, Timing, error) {
+	start := time.Now()
+	if err := s.complete(); err != nil {
+		return vmboot.Status{}, Timing{}, err
+	}
+	d, lock, err := create(h.home, s)
+	if err != nil {
+		return vmboot.Status{}, Timing{}, err
+	}
+	defer lock.Close()
+	status, timing, err := h.supervise(ctx, start, d, s, o)
+	// One that never got as far as a pin is of no use to anybody.
+	if s.Ephemeral || s.Digest == "" {
+		err = errors.Join(err, d.remove())
+	}
+	return status, timing, err
+}
+
+// supervise runs s, whose directory d the caller has locked, from boot to end.
+func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o RunOptions) (status vmboot.Status, timing Timing, err error) {
+	state := State{PID: os.Getpid(), Started: start.UTC()}
+	if err := writeJSON(d.state(), state); err != nil {
+		return status, timing, err
+	}
+	defer func() {
+		state.Finished, state.ExitCode = time.Now().UTC(), status.Code
+		if err != nil {
+			state.Error = err.Error()
+		}
+		err = errors.Join(err, writeJSON(d.state(), state))
+	}()
+	client, err := h.connect(ctx)
+	if err != nil {
+		return status, timing, err
+	}
+	defer client.Close()
+	rec := &recorder{start: start, usage: func(ctx context.Context) (u api.Usage, err error) {
+		err = client.Call(ctx, "GET", "/v1/sandboxes/"+s.ID+"/usage", nil, &u)
+		return u, err
+	}}
+	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Pinned: s.Digest,
+		Verify: o.Verify}
+	booting, booted := interruptible(ctx, o.Signals)
+	m, serving, err := boot(booting, client, s, req, rec)
+	booted()
+	if err != nil {
+		return status, timing, err
+	}
+	defer func() { err = errors.Join(err, m.close(ctx)) }()
+	defer func() { timing = rec.finish(context.WithoutCancel(ctx)) }()
+	if s.Digest == "" {
+		s.Image, s.Digest = m.image.Reference, m.image.Digest
+		if err := writeJSON(d.spec(), s); err != nil {
+			return status, timing, err
+		}
+	}
+	ctl, err := h.control(s, m)
+	if err != nil {
+		return status, timing, err
+	}
+	defer ctl.close()
+	logs, err := openLogs(d.logs())
+	if err != nil {
+		return status, timing, err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	status, err = m.run(serving, s, o, ctl.signals, logs, rec)
+	return status, timing, err
+}
+
+// run runs s's command.
+func (m *machine) run(ctx context.Context, s *Spec, o RunOptions, stop <-chan os.Signal, logs *logWriter, rec *recorder) (vmboot.Status, error) {
+	p, err := s.Command.process(m.image.Config, s.Hostname)
+	if err != nil {
+		return vmboot.Status{}, err
+	}
+	var first sync.Once
+	mark := func() { rec.mark(ctx, eventFirstOutput) }
+	p.Stdin = o.Stdin
+	p.Stdout = firstWrite{tee(o.Stdout, logs.stream("stdout")), &first, mark}
+	p.Stderr = firstWrite{tee(o.Stderr, logs.stream("stderr")), &first, mark}
+	signals, done := merge(o.Signals, stop)
+	defer done()
+	p.Signals, p.Resize = signals, o.Resize
+	p.Started = func() {
+		rec.mark(ctx, eventStarted)
+		if o.Started != nil {
+			o.Started()
+		}
+	}
+	if s.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("killed: it ran for longer than %v", s.Timeout))
+		defer cancel()
+	}
+	status, err := m.agent.Exec(ctx, p)
+	if err != nil {
+		return status, cause(ctx, err)
+	}
+	rec.mark(ctx, eventCommandEnded)
+	return status, nil
+}
+
+// tee writes to a, which may be nil, and b.
+func tee(a, b io.Writer) io.Writer {
+	if a == nil {
+		return b
+	}
+	return io.MultiWriter(a, b)
+}
+
+// merge returns a channel of what a and b, either of which may be nil, send until done is called.
+func merge(a, b <-chan os.Signal) (_ <-chan os.Signal, done func()) {
+	out, stop, stopped := make(chan os.Signal), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			var s os.Signal
+			select {
+			case s = <-a:
+			case s = <-b:
+			case <-stop:
+				return
+			}
+			select {
+			case out <- s:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return out, func() { close(stop); <-stopped }
+}
+
+// errInterrupted is why a boot ends when the user has had enough of it.
+var errInterrupted = errors.New("interrupted while the sandbox was starting")
+
+// interruptible returns a context that a signal ends, until stop is called: before there is a process to send signals to,
+// they mean the launcher.
+func interruptible(ctx context.Context, signals <-chan os.Signal) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stopped, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-stopped:
+		}
+	}()
+	return ctx, func() { close(stopped); <-done }
+}
