@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -30,6 +31,9 @@ func TestMain(m *testing.M) {
 		os.Setenv(v, dir)
 	}
 	os.Unsetenv("REGISTRY_AUTH_FILE")
+	// Most tests of faults wait for something; two at a time would take long.
+	flag.Parse()
+	flag.Set("test.parallel", "12")
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -91,10 +92,11 @@ func (u *upstream) report(s *source, err error) {
 		return
 	}
 	var status *statusError
-	if err == nil || errors.As(err, &status) && status.code < 500 {
+	var protocol *protocolError
+	if err == nil || errors.As(err, &protocol) || errors.As(err, &status) && (status.code < 500 || status.storage) {
 		s.host.breaker.succeeded()
 	} else {
-		s.host.breaker.failed(now)
+		s.host.breaker.failed(now, u.client.stall)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -218,9 +220,10 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 	watch := newWatch(ctx, u.client.attemptTimeout())
 	defer watch.stop()
 	begin := u.client.now()
+	var at *url.URL
 	resp, err := s.get(watch.ctx, r)
 	if err == nil {
-		resp, _, err = s.follow(watch.ctx, resp, r)
+		resp, at, err = s.follow(watch.ctx, resp, r)
 	}
 	if err != nil {
 		return nil, watch.explain(err)
@@ -231,7 +234,9 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 		discard(resp)
 		return &document{status: resp.StatusCode, header: resp.Header}, nil
 	case resp.StatusCode != http.StatusOK:
-		return nil, failure(resp, u.client.now())
+		err := failure(resp, u.client.now())
+		err.storage = at.Host != s.reg.RegistryStr()
+		return nil, err
 	}
 	defer resp.Body.Close()
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {

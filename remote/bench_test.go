@@ -1,0 +1,196 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+	"github.com/microsandbox/msb-fs/internal/registry"
+)
+
+// serve starts a registry with an image a/b:1 of the given layers, and resolves it.
+func serve(tb testing.TB, ro registry.Options, co Options, layers ...[]byte) (*registry.Server, *Client, *Image) {
+	tb.Helper()
+	s, err := registry.Start(ro)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.Close() })
+	addImage(tb, s, "a/b:1", layers...)
+	if co.StallTimeout == 0 {
+		co.StallTimeout = 10 * time.Second
+	}
+	c := NewClient(co)
+	tb.Cleanup(func() { c.Close() })
+	a := amd64
+	if ro.CA != nil {
+		a.CACerts = ro.CA.PEM()
+	}
+	img, err := c.Resolve(context.Background(), s.Host()+"/a/b:1", a)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s, c, img
+}
+
+func addImage(tb testing.TB, s *registry.Server, ref string, layers ...[]byte) {
+	tb.Helper()
+	var ids []string
+	var descs []map[string]any
+	put := func(body []byte) string {
+		d, err := s.AddBlob(body)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return d
+	}
+	for _, l := range layers {
+		ids = append(ids, sha([]byte("tar")))
+		descs = append(descs, map[string]any{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": put(l), "size": len(l)})
+	}
+	config, _ := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"type": "layers", "diff_ids": ids}})
+	manifest, _ := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": ociManifest, "layers": descs,
+		"config": map[string]any{"mediaType": "application/vnd.oci.image.config.v1+json", "digest": put(config), "size": len(config)}})
+	if _, err := s.AddManifest(ref, ociManifest, manifest); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+const (
+	benchRate = 125_000_000 // 1 Gbit/s
+	benchRTT  = 20 * time.Millisecond
+)
+
+// One big read of 128 MiB: "link" is the share of the bandwidth it reached, the round trip of its start included.
+func BenchmarkSequential(b *testing.B) {
+	const size = 128 << 20
+	for _, mode := range []string{"ReadAt", "Open"} {
+		b.Run(mode, func(b *testing.B) {
+			data := randomBytes(size)
+			_, c, img := serve(b, registry.Options{Link: registry.NewLink(benchRate, benchRTT)}, Options{}, data)
+			p := make([]byte, size)
+			b.SetBytes(size)
+			for b.Loop() {
+				blob := c.Blob(img, img.Layers[0], Access{})
+				if mode == "ReadAt" {
+					if _, err := blob.ReadAt(context.Background(), p, 0); err != nil {
+						b.Fatal(err)
+					}
+					continue
+				}
+				s, err := blob.Open(context.Background(), 0)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for off := 0; off < size; {
+					n, err := s.Read(p[off:min(size, off+128<<10)])
+					if err != nil {
+						b.Fatal(err)
+					}
+					off += n
+				}
+				s.Close()
+			}
+			if !bytes.Equal(p, data) {
+				b.Fatal("wrong bytes")
+			}
+			perOp := b.Elapsed() / time.Duration(b.N)
+			b.ReportMetric(size/benchRate/perOp.Seconds()*100, "%link")
+		})
+	}
+}
+
+// 500 scattered reads of 32 KiB by 16 goroutines: "x-ideal" is their time over bytes/bandwidth + 500/16 round trips.
+func BenchmarkScattered(b *testing.B) {
+	const size, count, length, readers = 64 << 20, 500, 32 << 10, 16
+	_, c, img := serve(b, registry.Options{Link: registry.NewLink(benchRate, benchRTT)}, Options{}, randomBytes(size))
+	for b.Loop() {
+		blob := c.Blob(img, img.Layers[0], Access{})
+		offs := make(chan int64, count)
+		for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(count) {
+			offs <- int64(i) * (size / count)
+		}
+		close(offs)
+		var wg sync.WaitGroup
+		for range readers {
+			wg.Go(func() {
+				p := make([]byte, length)
+				for off := range offs {
+					if _, err := blob.ReadAt(context.Background(), p, off); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if got := blob.Stats().Bytes; got > count*length*11/10 {
+			b.Errorf("fetched %d bytes for %d", got, count*length)
+		}
+	}
+	ideal := time.Duration(count*length)*time.Second/benchRate + benchRTT*count/readers
+	b.ReportMetric((b.Elapsed()/time.Duration(b.N)).Seconds()/ideal.Seconds(), "x-ideal")
+}
+
+// On-demand reads with and without a background pull that saturates the link, in turn. "p99-bound" is the loaded p99 over
+// what it may be, twice the unloaded one plus a range's time on the wire; "%link" is what the background still gets.
+func BenchmarkOnDemandUnderLoad(b *testing.B) {
+	for _, rate := range []int64{benchRate, benchRate / 10} {
+		b.Run(fmt.Sprintf("%dMbit", rate*8/1_000_000), func(b *testing.B) {
+			_, c, img := serve(b, registry.Options{Link: registry.NewLink(rate, benchRTT)}, Options{}, randomBytes(64<<20), randomBytes(256 << 20)[1:])
+			demand := func(n int) []time.Duration {
+				var took []time.Duration
+				blob := c.Blob(img, img.Layers[0], Access{})
+				for i := range n {
+					start := time.Now()
+					if _, err := blob.ReadAt(context.Background(), make([]byte, 32<<10), int64((i*7919)%2000)*32<<10); err != nil {
+						b.Fatal(err)
+					}
+					took = append(took, time.Since(start))
+					time.Sleep(2 * time.Millisecond)
+				}
+				slices.Sort(took)
+				return took
+			}
+			p99 := func(d []time.Duration) time.Duration { return d[len(d)*99/100] }
+			var worst, share float64
+			for b.Loop() {
+				idle := p99(demand(100))
+				ctx, cancel := context.WithCancel(priority.With(context.Background(), priority.Background))
+				blob := c.Blob(img, img.Layers[1], Access{})
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					s, err := blob.Open(ctx, 0)
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					defer s.Close()
+					p := make([]byte, 128<<10)
+					for {
+						if _, err := s.Read(p); err != nil {
+							return
+						}
+					}
+				})
+				time.Sleep(300 * time.Millisecond)
+				start, before := time.Now(), blob.Stats().Bytes
+				loaded := p99(demand(100))
+				share = float64(blob.Stats().Bytes-before) / time.Since(start).Seconds() / float64(rate) * 100
+				cancel()
+				wg.Wait()
+				bound := 2*idle + time.Duration(rangeSize)*time.Second/time.Duration(rate)
+				worst = max(worst, loaded.Seconds()/bound.Seconds())
+				b.Logf("p99 %v idle, %v loaded, bound %v, background %.0f %% of the link", idle, loaded, bound, share)
+			}
+			b.ReportMetric(worst, "p99-bound")
+			b.ReportMetric(share, "%link-bg")
+		})
+	}
+}
