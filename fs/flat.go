@@ -46,7 +46,7 @@ type flatHeader struct {
 	IDs     uint64
 	Strings uint64
 	Bytes   uint64                // of all regular files, each once
-	First   [MaxLayers + 1]uint32 // where each layer's ids start
+	First   [MaxLayers + 3]uint32 // where each layer's ids start, and those of directories nobody wrote down
 }
 
 type flatNode struct {
@@ -152,7 +152,7 @@ func (t *flat) nodeOf(id ID) uint32 {
 		return rootNode
 	}
 	l, e := split(id)
-	if l < 0 || l >= int(t.header.Layers) {
+	if l < 0 || l > int(t.header.Layers) {
 		return 0
 	}
 	i := uint64(t.header.First[l]) + uint64(e)

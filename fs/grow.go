@@ -19,7 +19,7 @@ const (
 type grow struct {
 	mu      sync.RWMutex
 	changed chan struct{} // closed and replaced whenever something was added
-	layers  []growLayer
+	layers  []growLayer   // one more than the image has: the last has the directories that nobody wrote down
 	root    *name
 	err     error // why the tree can answer no more
 	xattrs  bool  // some file has one
@@ -28,8 +28,10 @@ type grow struct {
 // growLayer is one layer of a growing tree, guarded by grow.mu.
 type growLayer struct {
 	entries []layer.Entry
-	at      []*name        // by entry number; nil where the entry was refused
-	links   map[uint32]ref // hard links whose target was there when they came
+	at      []*name          // by entry number; nil where the entry was refused
+	links   map[uint32]ref   // hard links whose target was there when they came
+	moved   map[*name]string // see move
+	pending map[*name]bool   // see settle
 	ended   bool
 }
 
@@ -54,7 +56,7 @@ type mark struct {
 	layer int
 	what  what
 	entry uint32  // of the object: where its attributes are
-	first uint32  // of the object: the entry that gives it its ID
+	id    ID      // of the object: that of the first entry that made it
 	kids  []*name // marked by the same layer below
 }
 
@@ -69,6 +71,7 @@ const (
 	isSolid                     // with isImplicit: something is below it
 	isWhiteout                  // hides lower layers' object
 	isOpaque                    // hides what lower layers have below
+	isMoved                     // what the layer has below is elsewhere: see move
 )
 
 // object reports whether the layer has something at the path, hiding whatever lower layers have or merging with it.
@@ -79,7 +82,7 @@ func (m *mark) object() bool {
 func (m *mark) dir() bool { return m.what&(isDir|isImplicit) != 0 }
 
 func newGrow(layers int) *grow {
-	return &grow{changed: make(chan struct{}), layers: make([]growLayer, layers), root: &name{}}
+	return &grow{changed: make(chan struct{}), layers: make([]growLayer, layers+1), root: &name{}}
 }
 
 // mark returns what layer l says about n, nil when nothing.
@@ -153,6 +156,11 @@ func (g *grow) add(l int, es []layer.Entry) error {
 func (g *grow) end(l int) {
 	g.mu.Lock()
 	g.layers[l].ended = true
+	for up := l + 1; up < g.top(); up++ {
+		for n := range g.layers[up].pending {
+			g.settle(n, up)
+		}
+	}
 	g.wake()
 	g.mu.Unlock()
 }
@@ -176,33 +184,38 @@ func (g *grow) wake() {
 func (g *grow) insert(l int, entry uint32) {
 	gl := &g.layers[l]
 	e := &gl.entries[entry]
-	n := g.place(l, e)
+	if len(e.Name) > maxPath || strings.IndexByte(e.Name, 0) >= 0 {
+		return
+	}
+	n := g.place(l, e.Name, true)
 	if n == nil {
 		return
 	}
+	gl.at[entry] = n
 	m := n.addMark(l)
+	dir := e.Kind == layer.Plain && e.Mode&syscall.S_IFMT == syscall.S_IFDIR
+	if n.parent == nil && !dir && e.Kind != layer.Opaque { // the root is nothing but a directory
+		return
+	}
 	switch e.Kind {
 	case layer.Whiteout:
-		if n.parent != nil {
+		if m.what&isSolid != 0 { // the layer has something below already, so that the directory as such stays
+			m.what |= isOpaque
+		} else {
 			m.what |= isWhiteout
 		}
 		return
 	case layer.Opaque:
-		m.what |= isOpaque
+		if m.what&isMoved == 0 {
+			m.what |= isOpaque
+		}
 		return
 	case layer.Implicit:
-		if m.what&(isFile|isDir|isImplicit) != 0 {
-			gl.at[entry] = n
-			return
+		if m.what&(isFile|isDir|isImplicit|isMoved) == 0 {
+			g.imply(n, m, makeID(l, entry))
 		}
-		m.what |= isImplicit
-		m.entry, m.first = entry, entry
-		gl.at[entry] = n
 		return
 	case layer.HardLink:
-		if n.parent == nil {
-			return
-		}
 		g.replace(n, m)
 		m.what |= isFile | isLink
 		if t, ok := g.linkNow(l, e.Linkname); ok {
@@ -211,74 +224,126 @@ func (g *grow) insert(l int, entry uint32) {
 			}
 			gl.links[entry] = t
 		}
+		m.id = makeID(l, entry)
 	case layer.Plain:
 		g.xattrs = g.xattrs || len(e.Xattrs) > 0
-		if e.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-			if m.what&isFile != 0 { // which had removed a lower directory
-				m.what = m.what&^(isFile|isLink) | isWhiteout
-			}
-			if !m.dir() {
-				m.first = entry
-			}
-			m.what = m.what&^(isImplicit|isSolid) | isDir
-			m.entry = entry
-			gl.at[entry] = n
-			g.solid(n.parent, l)
-			return
+		if !dir {
+			g.replace(n, m)
+			m.what |= isFile
+			m.id = makeID(l, entry)
+			break
 		}
-		if n.parent == nil { // a root that is no directory
-			return
+		if m.what&isFile != 0 { // which had removed a lower directory
+			m.what = m.what&^(isFile|isLink) | isWhiteout
 		}
-		g.replace(n, m)
-		m.what |= isFile
+		if !m.dir() {
+			m.id = makeID(l, entry)
+		}
+		m.what = m.what&^(isImplicit|isSolid|isMoved) | isDir
+		delete(gl.pending, n)
 	default:
 		return
 	}
-	m.entry, m.first = entry, entry
-	gl.at[entry] = n
+	m.entry = entry
 	g.solid(n.parent, l)
+	for i := 0; i < len(n.marks); i++ { // those above may have waited for this
+		if up := n.marks[i].layer; up > l && n.marks[i].what&isImplicit != 0 {
+			g.settle(n, up)
+		}
+	}
 }
 
-// place finds the name of an entry, nil where it can have none: a parent that the layer has not as a directory, a
-// component that no kernel would take.
-func (g *grow) place(l int, e *layer.Entry) *name {
-	if len(e.Name) > maxPath || strings.IndexByte(e.Name, 0) >= 0 {
-		return nil
-	}
+// place finds the name at a path of layer l, as unpacking it would: symbolic links on the way are followed, inside the
+// root. It is nil where there can be none: below what is no directory, or called what no kernel would take. With make
+// the directories that only such links lead to are made.
+func (g *grow) place(l int, path string, make bool) *name {
 	n := g.root
-	for rest, more := e.Name, e.Name != ""; more; {
-		var s string
-		s, rest, more = strings.Cut(rest, "/")
-		if s == "" || s == "." || s == ".." || len(s) > maxName {
+	if make {
+		n.addMark(l)
+	}
+	for links := 0; path != ""; {
+		part, rest, more := strings.Cut(path, "/")
+		path = rest
+		switch {
+		case part == "" || part == ".":
+			continue
+		case part == "..":
+			if n.parent != nil {
+				n = n.parent
+			}
+			continue
+		case len(part) > maxName:
 			return nil
 		}
-		if n.parent != nil {
-			if m := n.mark(l); m == nil || !m.dir() {
+		k := n.kids[part]
+		if k == nil {
+			if !make {
 				return nil
 			}
-		} else {
-			n.addMark(l)
+			k = n.kid(part)
 		}
-		n = n.kid(s)
+		if !more {
+			return k
+		}
+		m := k.mark(l)
+		if m == nil || m.what&(isFile|isDir|isImplicit|isMoved) == 0 {
+			if !make {
+				n = k
+				continue
+			}
+			if m = g.makeDir(k, l); m == nil {
+				return nil
+			}
+		}
+		switch {
+		case m.dir():
+			n = k
+		default:
+			target, ok := g.leads(k, m)
+			if links++; !ok || links > maxSymlinks || len(target)+len(path) > maxPath {
+				return nil
+			}
+			if target[0] == '/' {
+				n = g.root
+			}
+			path = target + "/" + path
+		}
 	}
 	return n
 }
 
+// makeDir makes a directory of layer l that nobody wrote down, and returns its mark; nil when there are too many.
+func (g *grow) makeDir(n *name, l int) *mark {
+	own := &g.layers[g.top()]
+	if len(own.at) >= MaxEntries {
+		return nil
+	}
+	own.at = append(own.at, n)
+	own.entries = append(own.entries, layer.Entry{Kind: layer.Implicit})
+	g.imply(n, n.addMark(l), makeID(g.top(), uint32(len(own.at)-1)))
+	return n.mark(l)
+}
+
 // replace makes room for something that is no directory at n: what the layer had below is gone.
 func (g *grow) replace(n *name, m *mark) {
-	if m.dir() {
-		kids := m.kids
-		for len(kids) > 0 {
-			k := kids[len(kids)-1]
-			kids = kids[:len(kids)-1]
-			if km := k.mark(m.layer); km != nil {
-				kids = append(kids, km.kids...)
-				k.dropMark(m.layer)
-			}
+	g.clear(m)
+	m.what &^= isDir | isImplicit | isSolid | isLink | isMoved
+	delete(g.layers[m.layer].pending, n)
+}
+
+// clear drops all that m's layer has below m.
+func (g *grow) clear(m *mark) {
+	kids := m.kids
+	m.kids = nil
+	for len(kids) > 0 {
+		k := kids[len(kids)-1]
+		kids = kids[:len(kids)-1]
+		if km := k.mark(m.layer); km != nil {
+			kids = append(kids, km.kids...)
+			k.dropMark(m.layer)
+			delete(g.layers[m.layer].pending, k)
 		}
-		m.kids = nil
 	}
-	m.what &^= isDir | isImplicit | isSolid | isLink
 }
 
 // solid notes that layer l has something below n, so that the directories leading there exist.
@@ -290,17 +355,6 @@ func (g *grow) solid(n *name, l int) {
 		}
 		m.what |= isSolid
 	}
-}
-
-// find returns the name at a path, nil where no layer mentions it.
-func (g *grow) find(path string) *name {
-	n := g.root
-	for rest, more := path, path != ""; more && n != nil; {
-		var s string
-		s, rest, more = strings.Cut(rest, "/")
-		n = n.kids[s]
-	}
-	return n
 }
 
 func (n *name) path() string {

@@ -10,7 +10,7 @@ const maxLinks = 64
 
 // linkNow finds the target of a hard link of layer l as it arrives: a file that the layer has already shown.
 func (g *grow) linkNow(l int, target string) (ref, bool) {
-	n := g.find(target)
+	n := g.place(l, target, false)
 	if n == nil {
 		return ref{}, false
 	}
@@ -40,7 +40,7 @@ func (g *grow) link(r ref, depth int) (ref, error) {
 	if err != syscall.ENOENT {
 		return t, err
 	}
-	n := g.find(target)
+	n := g.place(r.layer, target, false)
 	if n != nil {
 		if m := n.mark(r.layer); m != nil && m.what&isFile != 0 {
 			if m.what&isLink == 0 {
@@ -60,10 +60,19 @@ func (g *grow) link(r ref, depth int) (ref, error) {
 
 // fileBelow finds the file that layers [0, below) show at a path.
 func (g *grow) fileBelow(path string, below, depth int) (ref, error) {
-	n, s, more := g.root, path, path != ""
-	for more {
-		var part string
-		part, s, more = strings.Cut(s, "/")
+	n := g.root
+	for links := 0; path != ""; {
+		part, rest, more := strings.Cut(path, "/")
+		path = rest
+		if part == "" || part == "." {
+			continue
+		}
+		if part == ".." {
+			if n.parent != nil {
+				n = n.parent
+			}
+			continue
+		}
 		floor := n.floor(below)
 		k := n.kids[part]
 		if k == nil {
@@ -72,16 +81,25 @@ func (g *grow) fileBelow(path string, below, depth int) (ref, error) {
 			}
 			return ref{}, syscall.ENOENT
 		}
-		n = k
-		if more {
-			if v, err := g.look(n, floor, below); err != nil {
-				return ref{}, err
-			} else if !v.dir {
-				return ref{}, syscall.ENOENT
-			}
+		if !more {
+			return g.lookBelow(k, floor, below, depth)
+		}
+		v, err := g.look(k, floor, below)
+		if err != nil {
+			return ref{}, err
+		}
+		if v.dir {
+			n = k
 			continue
 		}
-		return g.lookBelow(n, floor, below, depth)
+		target := g.target(v.attrs)
+		if links++; target == "" || links > maxSymlinks || len(target)+len(path) > maxPath {
+			return ref{}, syscall.ENOENT
+		}
+		if target[0] == '/' {
+			n = g.root
+		}
+		path = target + "/" + path
 	}
 	return ref{}, syscall.ENOENT
 }

@@ -33,7 +33,7 @@ func seal(g *grow) (*flat, error) {
 	defer g.mu.Unlock()
 	s := &sealer{g: g, files: make(map[ref]uint32), words: make(map[string]uint32)}
 	total := uint32(0)
-	s.header.Layers = uint32(len(g.layers))
+	s.header.Layers = uint32(g.top())
 	for l := range g.layers {
 		s.header.First[l] = total
 		if uint64(total)+uint64(len(g.layers[l].entries)) > math.MaxUint32 {
@@ -85,11 +85,20 @@ func (s *sealer) addNode(v seen, n *name, parent uint32) uint32 {
 		s.names = append(slices.Grow(s.names, int(i)+1-len(s.names))[:i], nil)
 		s.files[v.attrs] = i
 	}
-	if l, e := split(v.id); l >= 0 {
-		s.ids[s.header.First[l]+e] = i
+	s.setID(v.id, i)
+	for j := range n.marks { // whichever of them was known to somebody while the layers streamed
+		if m := &n.marks[j]; v.dir && m.dir() {
+			s.setID(m.id, i)
+		}
 	}
 	s.nodes = append(s.nodes, f)
 	return i
+}
+
+func (s *sealer) setID(id ID, node uint32) {
+	if l, e := split(id); l >= 0 {
+		s.ids[s.header.First[l]+e] = node
+	}
 }
 
 // addDir adds the children of directory node i.
@@ -133,7 +142,7 @@ func (s *sealer) addOrphans() {
 			if k.Kind != layer.Plain || k.Mode&syscall.S_IFMT == syscall.S_IFDIR || gl.at[e] == nil {
 				continue
 			}
-			if m := gl.at[e].mark(l); m != nil && m.entry == uint32(e) {
+			if m := gl.at[e].mark(l); m != nil && m.what&isFile != 0 && m.entry == uint32(e) {
 				continue
 			}
 			r := ref{l, uint32(e)}

@@ -29,8 +29,8 @@ type seen struct {
 	attrs ref // the entry that has the attributes; layer -1: none has
 }
 
-// top is one more than the topmost layer.
-func (g *grow) top() int { return len(g.layers) }
+// top is one more than the number of the topmost layer.
+func (g *grow) top() int { return len(g.layers) - 1 }
 
 // floor returns the lowest layer that adds to directory n, as far as the layers below number below have said so far. It
 // can only rise.
@@ -53,10 +53,10 @@ func (n *name) floor(below int) int {
 	return f
 }
 
-// ended reports whether layers [from, to) will add nothing more.
+// ended reports whether layers [from, to) will add nothing more anywhere.
 func (g *grow) ended(from, to int) bool {
 	for i := from; i < to; i++ {
-		if !g.layers[i].ended {
+		if !g.layers[i].ended || len(g.layers[i].pending) > 0 {
 			return false
 		}
 	}
@@ -67,7 +67,7 @@ func (g *grow) ended(from, to int) bool {
 // its only errors.
 func (g *grow) look(n *name, floor, below int) (seen, error) {
 	s := seen{attrs: ref{layer: -1}}
-	i := 0
+	i, low := 0, floor
 	for i < len(n.marks) && n.marks[i].layer >= below {
 		i++
 	}
@@ -85,7 +85,7 @@ func (g *grow) look(n *name, floor, below int) (seen, error) {
 				return g.lookFile(l, m)
 			}
 			if s.id == 0 {
-				s.id, s.dir = makeID(l, m.first), true
+				s.id, s.dir = m.id, true
 				if n.parent == nil {
 					s.id = Root
 				}
@@ -98,13 +98,17 @@ func (g *grow) look(n *name, floor, below int) (seen, error) {
 			return s, errUncertain
 		}
 		if m != nil && m.what&isWhiteout != 0 {
+			low = l
 			break
 		}
 	}
-	if s.id == 0 {
-		return s, syscall.ENOENT
+	if s.id != 0 {
+		return s, nil
 	}
-	return s, nil
+	if !g.ended(low, below) {
+		return s, errUncertain
+	}
+	return s, syscall.ENOENT
 }
 
 // lookFile says what layer l's file shows: itself, or what it links to.
@@ -143,6 +147,16 @@ func (g *grow) name(id ID) *name {
 	return g.layers[l].at[e]
 }
 
+// markOf returns the directory's mark that gave out id, nil for none.
+func (n *name) markOf(id ID) *mark {
+	for i := range n.marks {
+		if m := &n.marks[i]; m.id == id && m.dir() {
+			return m
+		}
+	}
+	return nil
+}
+
 // dirAt returns the directory that id names, ENOTDIR when it is something else and ESTALE when it is nothing.
 func (g *grow) dirAt(id ID) (*name, error) {
 	n := g.name(id)
@@ -152,8 +166,7 @@ func (g *grow) dirAt(id ID) (*name, error) {
 	if n == g.root {
 		return n, nil
 	}
-	l, e := split(id)
-	if m := n.mark(l); m != nil && m.dir() && m.first == e {
+	if n.markOf(id) != nil {
 		return n, nil
 	}
 	return nil, syscall.ENOTDIR
@@ -219,11 +232,14 @@ func (g *grow) seen(id ID) (seen, *name, error) {
 	if n == g.root {
 		return g.lookRoot(), n, nil
 	}
-	l, e := split(id)
-	if m := n.mark(l); m != nil && m.dir() && m.first == e {
-		s, err := g.look(n, n.parent.floor(g.top()), l+1)
+	if n.markOf(id) != nil {
+		s, err := g.look(n, n.parent.floor(g.top()), g.top())
+		if err == nil && !s.dir {
+			err = syscall.ESTALE
+		}
 		return s, n, err
 	}
+	l, e := split(id)
 	if k := &g.layers[l].entries[e]; k.Kind != layer.Plain || k.Mode&syscall.S_IFMT == syscall.S_IFDIR {
 		return seen{}, nil, syscall.ESTALE
 	}
