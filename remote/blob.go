@@ -29,7 +29,7 @@ type Blob struct {
 	up      *upstream  // made by the first read
 	flights []*flight  // under way or read ahead, by offset, none overlapping another
 	spool   *spool     // not nil once the registry turned out to have no Range support
-	last    sequence   // for read-ahead
+	runs    []run      // of reads, the one longest unused first
 	locs    map[*source]*location
 }
 
@@ -74,6 +74,9 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	c := b.cursor(ctx, off, off+int64(len(p)), readWindow)
 	defer c.close()
+	if c.plan(); c.class == priority.OnDemand && c.err == nil {
+		b.ahead(off, off+int64(len(p)))
+	}
 	n := 0
 	for n < len(p) {
 		m, err := c.read(ctx, p[n:])
@@ -146,10 +149,9 @@ func (s *stream) Close() error {
 func (b *Blob) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, f := range b.flights {
-		f.cancel()
+	for _, f := range slices.Clone(b.flights) {
+		b.forget(f)
 	}
-	b.flights = nil
 	if b.spool != nil {
 		b.spool.close()
 		b.spool = nil
@@ -163,15 +165,12 @@ func (b *Blob) Close() error {
 func (b *Blob) Distrust(off, n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.flights = slices.DeleteFunc(b.flights, func(f *flight) bool {
-		if f.off >= off+n || off >= f.off+f.n {
-			return false
+	for _, f := range slices.Clone(b.flights) {
+		if f.off < off+n && off < f.off+f.n {
+			b.forget(f)
 		}
-		f.cancel()
-		return true
-	})
+	}
 	clear(b.locs)
-	b.last = sequence{}
 	if b.up != nil {
 		b.up.distrust()
 	}
@@ -230,6 +229,9 @@ func (b *Blob) cursor(ctx context.Context, off, end int64, window func() int64) 
 // plan puts flights under way up to the window. When the first part is read the next is planned at once, so that the
 // link never waits for the reader.
 func (c *cursor) plan() {
+	if c.err != nil {
+		return
+	}
 	window := c.window()
 	b := c.blob
 	b.mu.Lock()
@@ -257,7 +259,7 @@ func (c *cursor) read(ctx context.Context, p []byte) (int, error) {
 		head.off += int64(n)
 		c.ahead -= int64(n)
 		if head.off == head.end {
-			c.blob.release(head.flight)
+			c.blob.release(*head)
 			c.parts = slices.Delete(c.parts, 0, 1)
 		}
 		switch {
@@ -289,7 +291,7 @@ func (c *cursor) readPart(ctx context.Context, head *part, p []byte) (int, error
 // close gives up what is planned.
 func (c *cursor) close() {
 	for _, p := range c.parts {
-		c.blob.release(p.flight)
+		c.blob.release(p)
 	}
 	c.parts = nil
 }

@@ -228,14 +228,14 @@ func TestRedirectIsLearned(t *testing.T) {
 	if n := len(r.seen()); n != 2 {
 		t.Errorf("the registry saw %d requests, want 2: the challenge and the redirect", n)
 	}
-	read(1000)
-	read(5000)
+	read(600_000)
+	read(300_000)
 	if got := r.seen(); len(got) != 0 {
 		t.Errorf("the registry was asked again: %q", got)
 	}
 	expired.Store(true)
 	sig = "2"
-	read(9000)
+	read(900_000)
 	if n := len(r.seen()); n != 1 {
 		t.Errorf("the registry saw %d requests after the URL expired, want 1", n)
 	}

@@ -68,7 +68,9 @@ type Client struct {
 	hosts      map[string]*host
 	transports map[transportKey]*http.Transport
 	upstreams  map[upstreamKey]*upstream
-	streams    int // open Blob.Open readers
+	streams    int       // open Blob.Open readers
+	kept       []*flight // read ahead, oldest first
+	keptBytes  int64     // of them
 }
 
 type endpointKey struct {

@@ -17,8 +17,10 @@ import (
 // spooled instead.
 func (f *flight) ask(s *source) error {
 	b, c := f.blob, f.blob.client
-	got := f.arrived()
-	off, n := f.off+got, f.n-got // f has started, so that they do not change
+	b.mu.Lock()
+	class, got := f.class, f.got
+	off, n := f.off+got, f.n-got
+	b.mu.Unlock()
 	watch := newWatch(c.ctx, c.attemptTimeout())
 	detach := context.AfterFunc(f.ctx, watch.abandon)
 	adopted := false
@@ -28,15 +30,16 @@ func (f *flight) ask(s *source) error {
 		}
 	}()
 
-	begin := c.now()
-	resp, err := b.request(watch.ctx, s, off, n, f.class)
-	if err != nil {
-		return watch.explain(err)
+	a := f.request(watch.ctx, s, class, off, n)
+	if a.err != nil {
+		return watch.explain(a.err)
 	}
-	s.host.link.firstByte(c.now().Sub(begin), f.class == priority.OnDemand)
+	resp := a.resp
+	s = a.source
 	if resp.StatusCode == http.StatusOK && (off > 0 || n < b.size) {
+		var err error
 		if detach() {
-			adopted, err = b.adopt(resp, watch, f.class)
+			adopted, err = b.adopt(resp, watch, class)
 		}
 		if !adopted {
 			resp.Body.Close()
@@ -47,10 +50,11 @@ func (f *flight) ask(s *source) error {
 		return errNoRange
 	}
 	defer resp.Body.Close()
-	if n, err = checkRange(resp, off, n, b.size); err != nil {
+	n, err := checkRange(resp, off, n, b.size)
+	if err != nil {
 		return err
 	}
-	if err = f.take(resp.Body, got, n, watch, s); err != nil {
+	if err = f.take(resp.Body, class, got, n, watch, s); err != nil {
 		return watch.explain(err)
 	}
 	if got+n < f.n {
@@ -60,13 +64,13 @@ func (f *flight) ask(s *source) error {
 }
 
 // take copies n bytes of a body to buf[got:].
-func (f *flight) take(body io.Reader, got, n int64, watch *watch, s *source) error {
+func (f *flight) take(body io.Reader, class priority.Class, got, n int64, watch *watch, s *source) error {
 	for n > 0 {
 		m, err := body.Read(f.buf[got : got+n])
 		if m > 0 {
 			watch.progress()
 			s.host.link.bytes(f.blob.client.now(), m)
-			f.blob.count.addBytes(f.class, m)
+			f.blob.count.addBytes(class, m)
 			f.advance(m)
 			got, n = got+int64(m), n-int64(m)
 		}

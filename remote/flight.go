@@ -35,7 +35,7 @@ type flight struct {
 	ticket  *ticket // while it waits or runs
 	started bool
 	refs    int           // readers that want it
-	keep    bool          // read ahead: wanted though nobody reads it yet
+	kept    int64         // not 0: read ahead, wanted though nobody reads it yet; what it counts for, bytes
 	buf     []byte        // n bytes once started; those before got never change
 	got     int64         // bytes of buf that have arrived
 	err     error         // why no more will come
@@ -50,15 +50,7 @@ func (b *Blob) part(off, end int64, class priority.Class) part {
 	if b.spool != nil {
 		return part{nil, off, end}
 	}
-	i, found := slices.BinarySearchFunc(b.flights, off, func(f *flight, off int64) int {
-		switch {
-		case f.off+f.n <= off:
-			return -1
-		case f.off > off:
-			return 1
-		}
-		return 0
-	})
+	i, found := b.find(off)
 	if found {
 		f := b.flights[i]
 		b.join(f, class)
@@ -77,17 +69,37 @@ func (b *Blob) part(off, end int64, class priority.Class) part {
 			return part{prev, off, end}
 		}
 	}
-	f := &flight{blob: b, off: off, n: end - off, class: class, refs: 1, need: math.MaxInt64, change: make(chan struct{})}
+	return part{b.takeOff(i, off, end-off, class), off, end}
+}
+
+// find returns the flight that has byte off, or the place where one would go. The caller holds b.mu.
+func (b *Blob) find(off int64) (i int, found bool) {
+	return slices.BinarySearchFunc(b.flights, off, func(f *flight, off int64) int {
+		switch {
+		case f.off+f.n <= off:
+			return -1
+		case f.off > off:
+			return 1
+		}
+		return 0
+	})
+}
+
+// takeOff puts a flight of n bytes from off on under way, at place i, for one reader. The caller holds b.mu. Its
+// goroutine ends with it, and the client waits for that.
+func (b *Blob) takeOff(i int, off, n int64, class priority.Class) *flight {
+	f := &flight{blob: b, off: off, n: n, class: class, refs: 1, need: math.MaxInt64, change: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancel(b.client.ctx)
 	b.flights = slices.Insert(b.flights, i, f)
-	b.launch(f)
-	return part{f, off, end}
+	if !b.client.start(f.run) {
+		f.finish(ErrClosed)
+	}
+	return f
 }
 
 // join makes one more reader wait for f.
 func (b *Blob) join(f *flight, class priority.Class) {
 	f.refs++
-	f.keep = false
 	b.count.addJoined()
 	if class < f.class && !f.over {
 		f.class = class
@@ -108,22 +120,20 @@ func (b *Blob) extend(f *flight, off, end int64, class priority.Class) bool {
 	return true
 }
 
-// launch starts f's goroutine; it ends with the flight, and the client waits for it.
-func (b *Blob) launch(f *flight) {
-	if !b.client.start(func() { f.run() }) {
-		f.finish(ErrClosed)
-	}
-}
-
-// release says that one reader wants f no more; f may be nil. A flight nobody wants is stopped, and forgotten.
-func (b *Blob) release(f *flight) {
+// release says that one reader wants no more of p's flight, if it has one. A flight nobody wants is stopped, and
+// forgotten.
+func (b *Blob) release(p part) {
+	f := p.flight
 	if f == nil {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f.refs--
-	if f.refs == 0 && !f.keep {
+	if p.off == f.off+f.n { // read to its end
+		b.client.unkeep(f)
+	}
+	if f.refs == 0 && f.kept == 0 {
 		b.forget(f)
 	}
 }
@@ -131,6 +141,7 @@ func (b *Blob) release(f *flight) {
 // forget stops f and takes it off the list. The caller holds b.mu.
 func (b *Blob) forget(f *flight) {
 	f.cancel()
+	b.client.unkeep(f)
 	if i := slices.Index(b.flights, f); i >= 0 {
 		b.flights = slices.Delete(b.flights, i, i+1)
 	}
@@ -183,7 +194,7 @@ func (f *flight) wake() {
 // finish says that no more will come. One that failed, or that nobody wants, is forgotten. The caller holds Blob.mu.
 func (f *flight) finish(err error) {
 	f.err, f.over = err, true
-	if err != nil || f.refs == 0 && !f.keep {
+	if err != nil || f.refs == 0 && f.kept == 0 {
 		f.blob.forget(f)
 	}
 	f.wake()

@@ -18,6 +18,7 @@ type link struct {
 	rtt     time.Duration     // least time from request to first byte seen
 	recent  [64]time.Duration // the last times to first byte of on-demand ranges, a ring
 	n       int               // how many were ever put in recent
+	hedges  int               // hedges sent
 	rate    float64           // bytes per second, the most seen lately; decays
 	window  time.Time         // start of the current measuring window
 	arrived int64             // bytes in it
@@ -72,4 +73,19 @@ func (l *link) p95() time.Duration {
 	sorted := slices.Clone(l.recent[:n])
 	slices.Sort(sorted)
 	return sorted[n*95/100]
+}
+
+// hedgeShare is how many requests there have to be for each hedge: a host that is slow as a whole is not to be asked
+// twice for everything.
+const hedgeShare = 20
+
+// mayHedge says whether one more second request is within bounds, and counts it.
+func (l *link) mayHedge() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hedges*hedgeShare > l.n {
+		return false
+	}
+	l.hedges++
+	return true
 }
