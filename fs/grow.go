@@ -22,7 +22,9 @@ type grow struct {
 	layers  []growLayer   // one more than the image has: the last has the directories that nobody wrote down
 	root    *name
 	err     error // why the tree can answer no more
-	xattrs  bool  // some file has one
+
+	complete bool // every layer has ended
+	unsealed bool // and yet there will be no sealed tree
 }
 
 // growLayer is one layer of a growing tree, guarded by grow.mu.
@@ -161,6 +163,7 @@ func (g *grow) end(l int) {
 			g.settle(n, up)
 		}
 	}
+	g.complete = g.ended(0, g.top())
 	g.wake()
 	g.mu.Unlock()
 }
@@ -226,7 +229,6 @@ func (g *grow) insert(l int, entry uint32) {
 		}
 		m.id = makeID(l, entry)
 	case layer.Plain:
-		g.xattrs = g.xattrs || len(e.Xattrs) > 0
 		if !dir {
 			g.replace(n, m)
 			m.what |= isFile

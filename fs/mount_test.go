@@ -211,3 +211,24 @@ func TestMountErrors(t *testing.T) {
 		t.Errorf("mount on nothing: %v", err)
 	}
 }
+
+// Once every layer has ended link counts are exact, whatever the kernel was told before.
+func TestMountLinkCounts(t *testing.T) {
+	needMount(t)
+	l := streamLayer(file("a", "1"), hardlink("b", "a"), hardlink("c", "a"))
+	tree := newTree(t, Options{}, l)
+	l.show(1)
+	dir := mountTree(t, tree)
+	var st unix.Stat_t
+	if err := unix.Stat(dir+"/a", &st); err != nil || st.Nlink != 1 {
+		t.Errorf("nlink %d, %v", st.Nlink, err)
+	}
+	l.show(3)
+	l.end()
+	if _, err := os.ReadDir(dir); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Stat(dir+"/a", &st); err != nil || st.Nlink != 3 {
+		t.Errorf("nlink %d, %v; want 3", st.Nlink, err)
+	}
+}

@@ -13,7 +13,8 @@ import (
 // forever is a validity that outlives any kernel; the kernel clamps it (fs/fuse/dir.c, fuse_time_to_jiffies).
 const forever = 1 << 32 // seconds
 
-// provisional is how long the kernel may keep attributes that a streaming layer can still change, in seconds.
+// provisional is how long the kernel may keep a directory's attributes that a streaming layer can still change, in
+// seconds. It asks for them at every step of every path; of other files they are asked for each time.
 const provisional = 1
 
 // server answers a kernel's requests from a tree. Node ids are the tree's IDs, so that it keeps no state and forgets
@@ -71,10 +72,14 @@ func setAttr(out *fuse.Attr, id ID, a *Attr) {
 const blockSize = 4096
 
 func validity(a *Attr) uint64 {
-	if a.Provisional {
+	switch {
+	case !a.Provisional:
+		return forever
+	case a.IsDir():
 		return provisional
+	default:
+		return 0
 	}
-	return forever
 }
 
 func setEntry(out *fuse.EntryOut, id ID, a *Attr) {

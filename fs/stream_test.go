@@ -192,6 +192,7 @@ func TestStreamSealedEqual(t *testing.T) {
 		}
 		growing.grow.end(i)
 	}
+	growing.grow.unsealed = true
 	f, err := seal(growing.grow)
 	if err != nil {
 		t.Fatal(err)

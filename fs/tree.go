@@ -91,6 +91,10 @@ func (t *Tree) build() {
 	}
 	f, err := seal(t.grow)
 	if err != nil { // an image too big for the flat form stays as it is
+		t.grow.mu.Lock()
+		t.grow.unsealed = true
+		t.grow.wake()
+		t.grow.mu.Unlock()
 		return
 	}
 	if t.file != "" {
@@ -191,7 +195,11 @@ func (t *Tree) wait(ctx context.Context, write bool, ask func(*grow) error) erro
 			g.mu.RLock()
 		}
 		err := g.err
-		if err == nil {
+		switch {
+		case err != nil:
+		case g.complete && !g.unsealed:
+			err = errUncertain // for a moment: the sealed tree knows what this one can only guess, such as link counts
+		default:
 			err = ask(g)
 		}
 		changed := g.changed
