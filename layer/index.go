@@ -128,6 +128,9 @@ func parseIndex(b []byte) (*table, *header, error) {
 	if ok != [3]bool{true, true, true} {
 		return nil, nil, fmt.Errorf("index file: records are cut")
 	}
+	if err := t.validate(); err != nil {
+		return nil, nil, err
+	}
 	return t, &h, nil
 }
 
@@ -172,7 +175,7 @@ func mapIndex(path string) (*table, *header, *indexFile, error) {
 	return t, h, file, nil
 }
 
-// IndexName is the name of the index file of the layer called digest, in Options.Dir.
+// indexName is the name of the index file of the layer called digest, in Options.Dir.
 func indexName(layer, toc Digest) string {
 	name := hex.EncodeToString(layer[:])
 	if toc != (Digest{}) {
