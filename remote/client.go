@@ -18,7 +18,8 @@ import (
 type Options struct {
 	Config *Config // as LoadConfig gives it; nil = empty
 
-	// StallTimeout is how long a read goes on trying while not one byte arrives. 0 means 60 s, negative for ever.
+	// StallTimeout is how long a read goes on trying while not one byte arrives. 0 means what Config
+	// says, and 60 s where it says nothing; negative means for ever.
 	StallTimeout time.Duration
 	// TempDir is where blobs of registries without Range support are spooled, in unlinked files. "" means os.TempDir().
 	TempDir string
@@ -96,6 +97,9 @@ func NewClient(o Options) *Client {
 	}
 	if c.config == nil {
 		c.config = &Config{}
+	}
+	if c.stall == 0 {
+		c.stall = c.config.StallTimeout
 	}
 	switch {
 	case c.stall == 0:

@@ -3,14 +3,20 @@ package remote
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
 )
 
 // Config is the part of config.json that concerns registries. The zero value is an absent file: no extra roots, no
@@ -31,6 +37,9 @@ import (
 //	                              .client_cert, .client_key   PEM files of a client certificate
 //	                              .mirrors       tried in order before the host: "host[:port]" or "http[s]://host[:port][/prefix]"
 //	                              .skip_verify   accept any server certificate
+//	registries.stall_timeout                     how long a read waits while no byte comes: "90s", "0" = for ever
+//	cache.max_bytes                              bytes as a number, or "20GB", "512MiB"
+//	index.push_to, index.pull_from               lists of repositories for indexes of layers
 //
 // Relative paths are relative to the directory of config.json. The sections microsandbox has beside registries (home, log_level,
 // database, paths, sandbox_defaults, metrics) are let through unread.
@@ -38,6 +47,11 @@ type Config struct {
 	Path    string           // of the file, for messages; "" when there is none
 	CACerts []byte           // PEM
 	Hosts   map[string]*Host // by host[:port]; Docker Hub is index.docker.io
+
+	StallTimeout  time.Duration // as Options.StallTimeout, which goes before it: 0 = not set, negative = for ever
+	CacheMaxBytes int64         // 0 = not set
+	IndexPushTo   []string      // repositories
+	IndexPullFrom []string      // repositories
 }
 
 // Host is what config.json says about one registry.
@@ -132,8 +146,20 @@ func (p *configParser) parse() (*Config, error) {
 		"home": ignore, "log_level": ignore, "database": ignore, "paths": ignore, "sandbox_defaults": ignore, "metrics": ignore,
 		"registries": func(n *jsonNode, key string) error {
 			return object(n, key, map[string]field{
-				"ca_certs": func(n *jsonNode, key string) (err error) { c.CACerts, err = p.certs(n, key); return },
-				"hosts":    func(n *jsonNode, key string) error { return p.hosts(c, n, key) },
+				"ca_certs":      func(n *jsonNode, key string) (err error) { c.CACerts, err = p.certs(n, key); return },
+				"hosts":         func(n *jsonNode, key string) error { return p.hosts(c, n, key) },
+				"stall_timeout": func(n *jsonNode, key string) (err error) { c.StallTimeout, err = stallTimeout(n, key); return },
+			})
+		},
+		"cache": func(n *jsonNode, key string) error {
+			return object(n, key, map[string]field{
+				"max_bytes": func(n *jsonNode, key string) (err error) { c.CacheMaxBytes, err = byteSize(n, key); return },
+			})
+		},
+		"index": func(n *jsonNode, key string) error {
+			return object(n, key, map[string]field{
+				"push_to":   func(n *jsonNode, key string) (err error) { c.IndexPushTo, err = repositories(n, key); return },
+				"pull_from": func(n *jsonNode, key string) (err error) { c.IndexPullFrom, err = repositories(n, key); return },
 			})
 		},
 	})
@@ -274,24 +300,85 @@ func (p *configParser) path(s string) string {
 	return filepath.Join(filepath.Dir(p.file), s)
 }
 
-func mirrors(n *jsonNode, key string) ([]string, error) {
+// list reads a list of strings, each of which check likes.
+func list(n *jsonNode, key string, check func(string) error) ([]string, error) {
 	items, ok := n.value.([]*jsonNode)
 	if !ok {
 		return nil, complain(n, key, "is not a list")
 	}
-	var list []string
+	var all []string
 	for i, item := range items {
 		k := fmt.Sprintf("%s[%d]", key, i)
 		s, err := text(item, k)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := parseMirror(s); err != nil {
+		if err := check(s); err != nil {
 			return nil, complain(item, k, err.Error())
 		}
-		list = append(list, s)
+		all = append(all, s)
 	}
-	return list, nil
+	return all, nil
+}
+
+func mirrors(n *jsonNode, key string) ([]string, error) {
+	return list(n, key, func(s string) error { _, err := parseMirror(s); return err })
+}
+
+func repositories(n *jsonNode, key string) ([]string, error) {
+	return list(n, key, func(s string) error {
+		if _, err := name.NewRepository(s); err != nil {
+			return fmt.Errorf("is %q, not a repository", oneLine(s))
+		}
+		return nil
+	})
+}
+
+func stallTimeout(n *jsonNode, key string) (time.Duration, error) {
+	s, err := text(n, key)
+	if err != nil {
+		return 0, err
+	}
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil || d < 0:
+		return 0, complain(n, key, fmt.Sprintf("is %q; write a time like \"90s\", or \"0\" to wait for ever", oneLine(s)))
+	case d == 0:
+		return -1, nil
+	}
+	return d, nil
+}
+
+// byteSize reads a number of bytes, plain or as a string with a unit: decimal as disks have them (GB), or binary (GiB).
+func byteSize(n *jsonNode, key string) (int64, error) {
+	number, unit := "", ""
+	switch v := n.value.(type) {
+	case json.Number:
+		number = v.String()
+	case string:
+		number = strings.TrimRight(v, "BKMGTibkmgt ")
+		unit = strings.ToLower(strings.TrimSpace(v[len(number):]))
+	}
+	unit = strings.TrimSuffix(unit, "b")
+	base := uint64(1000)
+	if strings.HasSuffix(unit, "i") {
+		unit, base = strings.TrimSuffix(unit, "i"), 1024
+	}
+	power := strings.Index("kmgt", unit) + 1
+	if unit == "" {
+		power = 0
+	}
+	size, err := strconv.ParseUint(number, 10, 63)
+	for range power {
+		if size > math.MaxInt64/base {
+			err = strconv.ErrRange
+		}
+		size *= base
+	}
+	if err != nil || len(unit) > 1 || power == 0 && base == 1024 {
+		return 0, complain(n, key, "is not a number of bytes; write 20000000000, \"20GB\" or \"20GiB\"")
+	}
+	return int64(size), nil
 }
 
 // mirror is where a registry's repositories are also to be had.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -21,8 +22,9 @@ func TestLoadConfig(t *testing.T) {
 	ca := newTestCA(t)
 	path := writeConfig(t, `{
   "home": "/x", "log_level": "info", "database": {"url": null}, "paths": {}, "sandbox_defaults": {"cpus": 2}, "metrics": {},
+  "cache": {"max_bytes": "20GB"}, "index": {"push_to": ["r.example.com/idx"], "pull_from": ["a/b", "c"]},
   "registries": {
-    "ca_certs": "ca.pem",
+    "ca_certs": "ca.pem", "stall_timeout": "90s",
     "hosts": {
       "docker.io": {"auth": {"username": "u", "password_env": "HUB"}, "mirrors": ["mirror.example.com", "http://10.0.0.1:5000/hub/"]},
       "ghcr.io": {"auth": {"username": "u", "store": "keyring"}},
@@ -44,7 +46,7 @@ func TestLoadConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	hub := c.Hosts[hubHost]
-	if hub == nil || hub.Auth.PasswordEnv != "HUB" || !strings.Contains(hub.Auth.Where, "config.json:6: registries.hosts.docker.io.auth.password_env") || len(hub.Mirrors) != 2 {
+	if hub == nil || hub.Auth.PasswordEnv != "HUB" || !strings.Contains(hub.Auth.Where, "config.json:7: registries.hosts.docker.io.auth.password_env") || len(hub.Mirrors) != 2 {
 		t.Errorf("docker.io: %+v", hub)
 	}
 	if !c.Hosts["ghcr.io"].Auth.Keyring || c.Hosts["quay.io"].Auth.SecretFile != filepath.Join(dir, "secrets/registries/quay") {
@@ -52,6 +54,9 @@ func TestLoadConfig(t *testing.T) {
 	}
 	if !c.Hosts["localhost:5000"].Insecure || len(c.CACerts) == 0 {
 		t.Errorf("localhost: %+v", c.Hosts["localhost:5000"])
+	}
+	if c.StallTimeout != 90*time.Second || c.CacheMaxBytes != 20_000_000_000 || len(c.IndexPushTo) != 1 || len(c.IndexPullFrom) != 2 {
+		t.Errorf("got %v, %d, %q, %q", c.StallTimeout, c.CacheMaxBytes, c.IndexPushTo, c.IndexPullFrom)
 	}
 	r := c.Hosts["r.example.com:443"]
 	if len(r.ClientCert) != 1 || !r.SkipVerify || len(r.CACerts) == 0 {
@@ -92,6 +97,11 @@ func TestLoadConfigErrors(t *testing.T) {
 		{"same host twice", "{\"registries\": {\"hosts\": {\"docker.io\": {},\n\"index.docker.io\": {}}}}", "config.json:2: registries.hosts.index.docker.io is another name"},
 		{"type", "{\"registries\": {\"hosts\": {\"a.io\": {\n\"insecure\": \"yes\"}}}}", "config.json:2: registries.hosts.a.io.insecure is neither true nor false"},
 		{"mirror", "{\"registries\": {\"hosts\": {\"a.io\": {\n\"mirrors\": [\"ftp://x\"]}}}}", "config.json:2: registries.hosts.a.io.mirrors[0] has the scheme"},
+		{"stall", "{\"registries\": {\n\"stall_timeout\": \"soon\"}}", "config.json:2: registries.stall_timeout is \"soon\""},
+		{"size", "{\"cache\": {\n\"max_bytes\": \"20 apples\"}}", "config.json:2: cache.max_bytes is not a number of bytes"},
+		{"huge size", "{\"cache\": {\n\"max_bytes\": \"99999999999TiB\"}}", "config.json:2: cache.max_bytes is not a number of bytes"},
+		{"negative size", "{\"cache\": {\n\"max_bytes\": -1}}", "config.json:2: cache.max_bytes is not a number of bytes"},
+		{"repository", "{\"index\": {\n\"push_to\": [\"A B\"]}}", "config.json:2: index.push_to[0] is \"A B\""},
 		{"deep", strings.Repeat("[", 100), "nested deeper"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -104,5 +114,21 @@ func TestLoadConfigErrors(t *testing.T) {
 				t.Error("the message shows a secret")
 			}
 		})
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for in, want := range map[string]int64{
+		`0`: 0, `123`: 123, `"123"`: 123, `"5B"`: 5, `"20GB"`: 20_000_000_000, `"20 GiB"`: 20 << 30, `"1k"`: 1000, `"2Ki"`: 2048, `"3TB"`: 3_000_000_000_000,
+		`"GB"`: -1, `"1.5GB"`: -1, `"1iB"`: -1, `"1GG"`: -1, `""`: -1, `true`: -1, `1e3`: -1, `"-1"`: -1, `"KB1"`: -1,
+	} {
+		n, err := parseJSON([]byte(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := byteSize(n, "k")
+		if err == nil && got != want || err != nil && want >= 0 {
+			t.Errorf("%s: %d, %v; want %d", in, got, err, want)
+		}
 	}
 }
