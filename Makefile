@@ -1,0 +1,47 @@
+# msb-fs: `make` alone says what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+GO ?= go
+export CGO_ENABLED ?= 0
+STATIC := -trimpath -ldflags "-s -w"
+
+.PHONY: help
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+.PHONY: build
+build: ## build bin/msb-fs and bin/msb-launch, static
+	$(GO) build $(STATIC) -o vmboot/agentbin/msb-agent ./cmd/msb-agent
+	$(GO) build $(STATIC) -o bin/ ./cmd/msb-fs ./cmd/msb-launch
+
+.PHONY: deps
+deps: ## install what demo and tests need (Debian 12; as root or by sudo)
+	scripts/install-deps
+
+.PHONY: demo
+demo: deps build kernel ## start a microVM from an image that has not been pulled; IMAGE=... CMD='...' for a real registry
+	$(GO) run ./internal/demo -image "$(IMAGE)" -command "$(CMD)" $(DEMOFLAGS)
+
+.PHONY: kernel
+kernel: build ## get the guest kernel, once
+	@bin/msb-launch setup
+
+.PHONY: test
+test: deps build kernel ## all tests, with what they need installed
+	scripts/test
+
+.PHONY: lint
+lint: ## gofmt, go vet and golangci-lint
+	scripts/lint
+
+.PHONY: bench
+bench: deps build kernel ## time cold starts beside what people use today
+	$(GO) run ./bench run $(BENCHFLAGS)
+
+.PHONY: bench-quick
+bench-quick: deps build kernel ## the same in a few minutes
+	$(GO) run ./bench run -quick $(BENCHFLAGS)
+
+.PHONY: clean
+clean: ## remove what was built here; images and kernels in caches stay
+	rm -rf bin vmboot/agentbin/msb-agent bench/results/local
