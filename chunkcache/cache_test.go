@@ -353,6 +353,9 @@ func TestDeleteFreesTheDisk(t *testing.T) {
 	if err := h.Delete(k); err != nil {
 		t.Fatal(err)
 	}
+	if err := h.commits.flush(); err != nil {
+		t.Fatal(err)
+	}
 	if after := h.segs.measure(); after > before-4<<20 {
 		t.Errorf("%d bytes on disk before, %d after", before, after)
 	}

@@ -42,10 +42,10 @@ func (c *Cache) settle(k Key, e *entry) bool {
 	if !ok {
 		return false
 	}
-	if e.suspect && e.checked.Load() != ^uint64(0) {
+	if e.suspect && e.checked.Load() != allBlocks {
 		c.renew(k, e, sums)
 	}
-	e.checked.Store(^uint64(0))
+	e.checked.Store(allBlocks)
 	return true
 }
 

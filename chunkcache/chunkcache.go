@@ -77,11 +77,12 @@ type Cache struct {
 	full   fullness
 	blocks sync.Pool // *[]byte, to check blocks in
 
-	life   context.Context // ends with Close; for the goroutines the cache owns
-	end    context.CancelFunc
-	owned  sync.WaitGroup
-	closed atomic.Bool
-	clock  atomic.Uint32 // the minute, kept by the ticker so that a hit costs no system call
+	life      context.Context // ends with Close; for the goroutines the cache owns
+	end       context.CancelFunc
+	owned     sync.WaitGroup
+	closed    atomic.Bool
+	recovered atomic.Bool   // nothing is left that only the files know
+	clock     atomic.Uint32 // the minute, kept by the ticker so that a hit costs no system call
 
 	leases   leases
 	over     chan struct{} // wakes the evictor
@@ -134,7 +135,7 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 
 // begin finds out how the cache was left, notes that it is in use, and recovers what an unclean stop left unindexed.
 func (c *Cache) begin() error {
-	known, err := c.loadMeta()
+	active, known, err := c.loadMeta()
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,12 @@ func (c *Cache) begin() error {
 	if err != nil && !clean {
 		return err
 	}
-	if !clean || !known {
+	if err := c.loadSeals(); err != nil {
+		return err
+	}
+	if clean && known {
+		c.segs.resume(active)
+	} else {
 		c.epoch++
 		if err := c.saveMeta(); err != nil {
 			return err
@@ -155,12 +161,23 @@ func (c *Cache) begin() error {
 			return err
 		}
 	}
-	switch {
-	case !known && len(c.segs.list()) > 0: // the database was lost
-		c.owned.Go(func() { _ = c.Rebuild(c.life) })
-	case known && !clean:
-		return c.recoverTail()
+	if clean && known {
+		c.recovered.Store(true)
+		return nil
 	}
+	held := c.segs.hold()
+	if known { // only the segments of the last moments: quickly read
+		if err := c.recover(held); err != nil {
+			return err
+		}
+	}
+	c.owned.Go(func() {
+		c.evicting.Lock()
+		defer c.evicting.Unlock()
+		if known || c.recover(held) == nil {
+			_ = c.count(c.life)
+		}
+	})
 	return nil
 }
 
@@ -184,6 +201,9 @@ func (c *Cache) Close() error {
 		err = e
 	}
 	c.segs.close()
+	if err == nil && !c.recovered.Load() {
+		return nil // the mark stays, so that the rest is recovered next time
+	}
 	if err != nil { // the mark stays: what is on disk has to be checked
 		return fmt.Errorf("close chunk cache %s: %w", c.dir, err)
 	}

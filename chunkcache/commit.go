@@ -20,7 +20,7 @@ const (
 type op struct {
 	kind   opKind
 	key    Key
-	e      *entry // held in memory by its pending count until the change is made; nil: none
+	e      *entry // held in memory by its pending count until the change is made
 	record record // of opPut; of opTouch only used
 }
 
@@ -57,9 +57,7 @@ func newCommitter(c *Cache) *committer {
 
 // add queues o. It never waits, so that it can be called with a shard locked: who stores calls room before.
 func (w *committer) add(o op) {
-	if o.e != nil {
-		o.e.pending.Add(1)
-	}
+	o.e.pending.Add(1)
 	w.mu.Lock()
 	w.queue = append(w.queue, o)
 	w.added++
@@ -131,6 +129,7 @@ func (w *committer) run() {
 
 // batch writes what is queued now. When that fails it stays queued, and batch answers false.
 func (w *committer) batch() bool {
+	finished := w.c.segs.finished() // what they still have to have indexed is in the queue
 	w.mu.Lock()
 	ops := w.queue
 	w.queue = nil
@@ -139,6 +138,10 @@ func (w *committer) batch() bool {
 		return true
 	}
 	err := w.write(ops)
+	if err == nil {
+		w.settle(ops)
+		_ = w.c.seal(finished) // what is not sealed now is so after another batch
+	}
 	w.mu.Lock()
 	first := err != nil && w.err == nil
 	w.err = err
@@ -152,15 +155,17 @@ func (w *committer) batch() bool {
 	if first {
 		w.c.warn(err)
 	}
-	if err != nil {
-		return false
-	}
+	return err == nil
+}
+
+// settle does what waited for ops to be in the database.
+func (w *committer) settle(ops []op) {
 	for _, o := range ops {
-		if o.e != nil {
-			o.e.pending.Add(-1)
+		if o.kind == opDelete {
+			w.c.segs.free(o.e)
 		}
+		o.e.pending.Add(-1)
 	}
-	return true
 }
 
 // write puts ops into the database: first what changes entries, then times of last use of those that are still there.

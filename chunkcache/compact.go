@@ -1,61 +1,77 @@
 package chunkcache
 
 import (
+	"cmp"
 	"context"
 	"os"
+	"slices"
 )
 
+// extent is the place of a record in a segment.
+type extent struct{ at, length int64 }
+
 // tidy gives back the disk that deleted chunks still take: blocks that several small ones shared, whole segments, and
-// segments that are mostly empty, whose chunks move to the active one. The caller holds evicting.
+// segments that are mostly empty, whose chunks move to the active one. What is live the index says, not the files'
+// headers: those may be damaged or forged. The caller holds evicting.
 func (c *Cache) tidy(ctx context.Context) error {
+	if err := c.commits.flush(); err != nil { // places are freed after that, which is what makes holes
+		return err
+	}
+	live := make(map[uint32][]extent)
+	for _, g := range c.segs.list() {
+		if !g.holed.Load() {
+			continue
+		}
+		if c.segs.retire(g) { // else a gap may be a chunk that is being written
+			g.holed.Store(false)
+			live[g.id] = nil
+		}
+	}
+	if len(live) == 0 {
+		return nil
+	}
 	if err := c.commits.flush(); err != nil {
 		return err
 	}
-	for _, g := range c.segs.list() {
-		if !g.holed.Swap(false) {
-			continue
+	err := c.each(ctx, func(_ Key, r record) error {
+		if all, ok := live[r.seg]; ok {
+			live[r.seg] = append(all, extent{int64(r.off) - headerSize, recordLength(int64(r.size))})
 		}
-		if !c.segs.retire(g) { // a gap may be a chunk that is being written
-			g.holed.Store(true)
-			continue
-		}
-		live, err := g.punchGaps(ctx)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	sparse := make(map[uint32]*segment)
+	for id, all := range live {
+		g := c.segs.get(id)
+		used, err := g.punchGaps(all)
 		if err != nil {
 			return err
 		}
-		if live*2 > g.blocks() {
-			continue
-		}
-		if err := c.move(ctx, g); err != nil {
-			return err
+		if used*2 <= g.blocks() {
+			sparse[id] = g
 		}
 	}
-	return nil
+	return c.move(ctx, sparse)
 }
 
-// punchGaps frees the whole pages between g's records, and says how many bytes the records take. Nobody writes to g.
-func (g *segment) punchGaps(ctx context.Context) (live int64, err error) {
+// punchGaps frees the whole pages of g between its live records, and says how many bytes those take. Nobody writes to g.
+func (g *segment) punchGaps(live []extent) (used int64, err error) {
+	slices.SortFunc(live, func(a, b extent) int { return cmp.Compare(a.at, b.at) })
 	last := int64(0)
-	punch := func(upto int64) error {
-		from, to := (last+pageSize-1)&^(pageSize-1), upto&^(pageSize-1)
-		if to <= from {
-			return nil
+	end := extent{at: (g.tail + pageSize - 1) &^ (pageSize - 1)}
+	for _, x := range append(live, end) {
+		from, to := (last+pageSize-1)&^(pageSize-1), x.at&^(pageSize-1)
+		if to > from {
+			if err := g.punch(from, to-from); err != nil {
+				return 0, err
+			}
 		}
-		return g.punch(from, to-from)
+		last = max(last, x.at+x.length)
+		used += x.length
 	}
-	err = g.scan(ctx, func(h header, off int64) error {
-		if err := punch(off - headerSize); err != nil {
-			return err
-		}
-		n := recordLength(int64(h.size))
-		last = off - headerSize + n
-		live += n
-		return nil
-	})
-	if err == nil {
-		err = punch(g.tail + pageSize) // the last page of the file is not whole
-	}
-	return live, err
+	return used, nil
 }
 
 // retire takes g out of use for new records. It answers false while somebody is still writing to it.
@@ -68,29 +84,48 @@ func (s *segments) retire(g *segment) bool {
 	return g.writers.Load() == 0
 }
 
-// move copies what is live in g to the active segment and removes g. Until the index has followed, both have the chunk.
-func (c *Cache) move(ctx context.Context, g *segment) error {
-	complete := true
-	err := g.scan(ctx, func(h header, off int64) error {
+// move copies what is live in the segments from to the active one and removes them. Until the index has followed, both
+// have the chunks.
+func (c *Cache) move(ctx context.Context, from map[uint32]*segment) error {
+	if len(from) == 0 {
+		return nil
+	}
+	stay := make(map[uint32]bool)
+	err := c.each(ctx, func(k Key, r record) error {
+		g := from[r.seg]
+		if g == nil || stay[r.seg] {
+			return nil
+		}
 		for {
-			e, err := c.find(&h.key)
-			if err != nil || e == nil || e.seg != g || e.off != off {
-				return err // moved, deleted, or stored elsewhere as well
+			e, err := c.find(&k)
+			if err != nil || e == nil || e.seg != g {
+				return err // moved, deleted, or stored elsewhere meanwhile
 			}
-			if room, err := c.moveChunk(ctx, h.key, e); err != nil || !room {
-				complete = false
+			if room, err := c.moveChunk(ctx, k, e); err != nil || !room {
+				stay[r.seg] = true
 				return err
 			}
 		}
 	})
-	if err != nil || !complete {
-		g.holed.Store(true)
+	if err != nil {
 		return err
 	}
 	if err := c.commits.flush(); err != nil {
 		return err
 	}
-	return c.segs.remove(g)
+	for id, g := range from {
+		if stay[id] {
+			g.holed.Store(true)
+			continue
+		}
+		if err := c.unseal(id); err != nil { // another file may get the name
+			return err
+		}
+		if err := c.segs.remove(g); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // moveChunk copies one chunk, or drops it where it is wrong. It answers false when there is no room for the copy.
@@ -105,7 +140,9 @@ func (c *Cache) moveChunk(ctx context.Context, k Key, e *entry) (room bool, err 
 		c.discard(k, e)
 		return true, nil
 	}
-	c.commits.room()
+	if !c.commits.room() {
+		return false, nil
+	}
 	g, off, err := c.segs.append(k, data)
 	if err != nil {
 		if outOfSpace(err) {
@@ -115,7 +152,7 @@ func (c *Cache) moveChunk(ctx context.Context, k Key, e *entry) (room bool, err 
 	}
 	defer g.writers.Add(-1)
 	to := &entry{seg: g, off: off, size: e.size}
-	to.checked.Store(^uint64(0))
+	to.checked.Store(allBlocks)
 	to.used.Store(e.used.Load())
 	to.saved.Store(e.used.Load())
 	if !c.replace(k, e, to, blockSums(data)) {

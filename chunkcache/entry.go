@@ -28,6 +28,7 @@ type entry struct {
 const (
 	blockSize = 64 << 10
 	maxBlocks = 64
+	allBlocks = ^uint64(0)
 )
 
 // blockLen is the length of a chunk's blocks, bytes: all but the last are as long.
@@ -49,7 +50,7 @@ func blockCount(size int64) int {
 func blockMask(size, off, n int64) uint64 {
 	l := blockLen(size)
 	first, last := off/l, (off+n-1)/l
-	return ^uint64(0) << first & (^uint64(0) >> (63 - last))
+	return allBlocks << first & (allBlocks >> (63 - last))
 }
 
 // blockSums are the CRC-32Cs of a chunk's blocks.

@@ -166,7 +166,9 @@ func (c *Cache) record(e *entry, sums []uint32) record {
 	return record{epoch: c.epoch, seg: e.seg.id, off: uint32(e.off), size: uint32(e.size), used: e.used.Load(), sums: sums}
 }
 
-// remove takes chunk k out of the cache if e is still its entry, and frees its place.
+// remove takes chunk k out of the cache if e is still its entry. Its place is freed when the index has forgotten it, so
+// that the index of a process that is killed never names a freed place; until then the dead entry stays in memory, so
+// that no rebuild adopts what is in the place.
 func (c *Cache) remove(k Key, e *entry) bool {
 	s := c.shard(&k)
 	s.mu.Lock()
@@ -176,13 +178,10 @@ func (c *Cache) remove(k Key, e *entry) bool {
 	}
 	s.deletes++
 	e.dead.Store(true)
-	e.pending.Add(1) // the dead entry stays until its place is free, so that no rebuild adopts it
-	defer e.pending.Add(-1)
 	c.commits.add(op{kind: opDelete, key: k, e: e})
 	s.mu.Unlock()
 	c.stats.chunks.Add(-1)
 	c.stats.bytes.Add(-e.size)
-	c.segs.free(e)
 	return true
 }
 
@@ -208,29 +207,30 @@ func (c *Cache) trim(s *shard) {
 	}
 }
 
-// loadMeta reads the cache's own state: version, epoch, chunks, bytes. known is false when the index has never heard of
-// this cache.
-func (c *Cache) loadMeta() (known bool, err error) {
+// loadMeta reads the cache's own state: version, epoch, chunks, bytes, active segment. known is false when the index has
+// never heard of this cache.
+func (c *Cache) loadMeta() (active uint32, known bool, err error) {
 	err = c.db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte(metaKey))
 		if err != nil {
 			return err
 		}
 		return item.Value(func(b []byte) error {
-			if len(b) != 21 || b[0] != recordVersion {
+			if len(b) != 25 || b[0] != recordVersion {
 				return nil // another version: rebuild
 			}
 			known = true
 			c.epoch = binary.LittleEndian.Uint32(b[1:])
 			c.stats.chunks.Store(int64(binary.LittleEndian.Uint64(b[5:])))
 			c.stats.bytes.Store(int64(binary.LittleEndian.Uint64(b[13:])))
+			active = binary.LittleEndian.Uint32(b[21:])
 			return nil
 		})
 	})
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		err = nil
 	}
-	return known, err
+	return active, known, err
 }
 
 // saveMeta writes what loadMeta reads.
@@ -238,5 +238,6 @@ func (c *Cache) saveMeta() error {
 	b := binary.LittleEndian.AppendUint32([]byte{recordVersion}, c.epoch)
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.chunks.Load()))
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.bytes.Load()))
+	b = binary.LittleEndian.AppendUint32(b, c.segs.activeID())
 	return c.db.Update(func(txn *badger.Txn) error { return txn.Set([]byte(metaKey), b) })
 }

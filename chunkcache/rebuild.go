@@ -15,25 +15,42 @@ import (
 func (c *Cache) Rebuild(ctx context.Context) error {
 	c.evicting.Lock()
 	defer c.evicting.Unlock()
-	for _, g := range c.segs.list() {
-		if err := c.index(ctx, g); err != nil {
-			return fmt.Errorf("rebuild chunk index: %w", err)
-		}
+	if err := c.indexAll(ctx, c.segs.list()); err != nil {
+		return fmt.Errorf("rebuild chunk index: %w", err)
 	}
 	return c.count(ctx)
 }
 
-// recoverTail indexes what a process that was killed had appended but not indexed: that is in the last segments, since
-// a batch is written many times while one segment fills.
-func (c *Cache) recoverTail() error {
-	all := c.segs.list()
-	for _, g := range all[max(0, len(all)-2):] {
-		if err := c.index(c.life, g); err != nil {
+// recover indexes what is in segments that are not sealed: what a process that was killed had appended but not indexed,
+// or, where the database was lost, everything. It holds them unsealed until it is done, and the cache marked as open.
+func (c *Cache) recover(held []*segment) error {
+	if err := c.indexAll(c.life, held); err != nil {
+		return err
+	}
+	for _, g := range held {
+		g.writers.Add(-1)
+	}
+	c.recovered.Store(true)
+	return nil
+}
+
+// hold keeps the segments that are not sealed so.
+func (s *segments) hold() []*segment {
+	all := s.finished()
+	for _, g := range all {
+		g.writers.Add(1)
+	}
+	return all
+}
+
+// indexAll adds all chunks of the segments to the index that it does not have.
+func (c *Cache) indexAll(ctx context.Context, all []*segment) error {
+	for _, g := range all {
+		if err := c.index(ctx, g); err != nil {
 			return err
 		}
 	}
-	c.owned.Go(func() { _ = c.count(c.life) })
-	return nil
+	return c.commits.flush()
 }
 
 // index adds all chunks of g to the index that it does not have.

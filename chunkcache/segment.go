@@ -41,9 +41,10 @@ type segment struct {
 	writers atomic.Int32 // appends whose chunk is not in the index yet
 	dirty   atomic.Bool  // written to since it was opened
 	holed   atomic.Bool  // chunks were deleted since it was last tidied
+	sealed  atomic.Bool  // the index says that it knows all of its records
 }
 
-// openSegments opens all segment files in dir. What a killed process was writing last stays where it is and is skipped.
+// openSegments opens all segment files in dir; none is active yet.
 func openSegments(dir string, limit int64) (*segments, error) {
 	if limit <= 0 {
 		limit = defaultSegment
@@ -72,9 +73,6 @@ func openSegments(dir string, limit int64) (*segments, error) {
 		g := &segment{id: id, f: f, tail: (fi.Size() + recordAlign - 1) &^ (recordAlign - 1)}
 		s.byID[id] = g
 		s.next = max(s.next, id+1)
-		if g.tail < limit && (s.active == nil || id > s.active.id) {
-			s.active = g
-		}
 	}
 	s.measure()
 	return s, nil
@@ -215,10 +213,34 @@ func (g *segment) punch(at, length int64) error {
 	return perr
 }
 
-// free gives the disk space of e's record back. Where that fails it stays taken until the segment is compacted.
+// resume makes the segment called id, whose records are all whole, the active one again. After an unclean stop there is
+// none: a record that was cut short there would overlap the next.
+func (s *segments) resume(id uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.byID[id]; g != nil && g.tail < s.max {
+		s.active = g
+	}
+}
+
+// activeID is the active segment's id, 0 when there is none.
+func (s *segments) activeID() uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.active == nil {
+		return 0
+	}
+	return s.active.id
+}
+
+// free gives the disk space of e's record back. Where that fails it stays taken until the segment is tidied, and so does
+// what only a header in the file says to be a record: it may be forged, and lie inside another chunk.
 func (s *segments) free(e *entry) {
 	n := recordLength(e.size)
 	e.seg.holed.Store(true)
+	if e.suspect && e.checked.Load() != allBlocks {
+		return
+	}
 	if e.seg.punch(e.off-headerSize, n) == nil {
 		s.used.Add(-n)
 	}

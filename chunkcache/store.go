@@ -83,7 +83,7 @@ func (c *Cache) store(k Key, data []byte) (added bool, err error) {
 	defer g.writers.Add(-1)
 	c.full.clear()
 	e = &entry{seg: g, off: off, size: size}
-	e.checked.Store(^uint64(0))
+	e.checked.Store(allBlocks)
 	e.used.Store(c.clock.Load())
 	e.saved.Store(c.clock.Load())
 	if other := c.insert(k, e, blockSums(data)); other != nil {

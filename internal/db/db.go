@@ -27,11 +27,17 @@ func Open(dir string) (*badger.DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
-	db, err := badger.Open(tuned(dir))
+	err := sweep(dir)
 	if err == nil {
-		return db, nil
+		var db *badger.DB
+		if db, err = badger.Open(tuned(dir)); err == nil {
+			return db, nil
+		}
+		if locked(dir) { // by somebody who came in between
+			err = ErrLocked
+		}
 	}
-	if locked(dir) {
+	if errors.Is(err, ErrLocked) {
 		return nil, fmt.Errorf("open database %s: %w%s; stop it or use another home directory", dir, ErrLocked, owner(dir))
 	}
 	return nil, fmt.Errorf("open database %s: %w; if it is damaged, move it away: it is rebuilt from the cache's files", dir, oneLine(err))
@@ -60,6 +66,43 @@ func tuned(dir string) badger.Options {
 		WithDetectConflicts(false).
 		WithNumCompactors(2).
 		WithSyncWrites(false)
+}
+
+// sweep removes the empty log files that a process leaves when it is killed between making one and giving it its size,
+// or between emptying one and removing it: badger 4 answers "Create a new file" to them and does not open. They hold
+// nothing. It answers ErrLocked while somebody has the database open.
+func sweep(dir string) error {
+	lock, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return err
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, de := range names {
+		if ext := filepath.Ext(de.Name()); ext != ".mem" && ext != ".vlog" {
+			continue
+		}
+		fi, err := de.Info()
+		if err != nil {
+			return err
+		}
+		if fi.Size() > 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, de.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // locked says whether somebody holds the lock that badger takes on dir.

@@ -46,6 +46,32 @@ func TestOpenTwiceIsAClearError(t *testing.T) {
 	}
 }
 
+func TestEmptyLogsOfAKilledProcess(t *testing.T) {
+	dir := t.TempDir()
+	d, err := db.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Update(func(txn *badger.Txn) error { return txn.Set([]byte("pin"), []byte("digest")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d, err = db.Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.View(func(txn *badger.Txn) error { _, err := txn.Get([]byte("pin")); return err }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestDamagedDatabaseIsSetAside(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "db")
 	d, err := db.Open(dir)
