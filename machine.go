@@ -29,6 +29,8 @@ const (
 	closeTimeout = 10 * time.Second
 	// closeGrace is what the guest's other processes get between SIGTERM and SIGKILL when the main one has ended.
 	closeGrace = 100 * time.Millisecond
+	// endPatience is how long after the daemon has lost the VM the VM's own end is waited for.
+	endPatience = time.Second
 )
 
 // boot starts s with root filesystem req. The VM starts at once and boots while the image is being resolved and indexed.
@@ -47,7 +49,7 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	m := &machine{ended: make(chan struct{}), hangUp: hangUp}
 	defer func() {
 		if err != nil {
-			err = errors.Join(cause(ctx, err), m.close(ctx))
+			err = errors.Join(m.why(ctx, err), m.close(ctx, false))
 		}
 	}()
 
@@ -95,24 +97,40 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	return m, ctx, nil
 }
 
-// cause is why ctx ended, where that is why err happened.
-func cause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// why is why ctx ended, where that is why err happened. A VM that has ended by itself is the reason why nobody serves it.
+func (m *machine) why(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	cause := context.Cause(ctx)
+	if !errors.Is(cause, errUnserved) || m.vm == nil {
+		return cause
+	}
+	select {
+	case <-m.vm.Done():
+		if err := m.vm.Err(); err != nil {
+			return err
+		}
+		return fmt.Errorf("the virtual machine has ended%s", m.vm.Explain())
+	case <-time.After(endPatience):
+		return cause
+	}
 }
 
-// close ends the VM in an orderly way and returns when the daemon has let go of the upper directory.
-func (m *machine) close(ctx context.Context) error {
+// close ends the VM and returns when the daemon has let go of the upper directory. What the guest has not written yet is
+// written first, if orderly is true.
+func (m *machine) close(ctx context.Context, orderly bool) error {
 	defer m.hangUp()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	var err error
-	if m.vm != nil {
-		err = m.vm.Close(ctx, closeGrace)
-	} else {
+	switch {
+	case m.vm == nil:
 		m.hangUp()
+	case orderly && m.agent != nil:
+		err = m.vm.Close(ctx, closeGrace)
+	default:
+		m.vm.Kill()
 	}
 	select {
 	case <-m.ended: // the VM has hung up, so the daemon ends by itself

@@ -34,6 +34,8 @@ var (
 	ErrNoSandbox = errors.New("no such sandbox")
 	// ErrRunning is why a sandbox cannot be started or removed.
 	ErrRunning = errors.New("the sandbox is running")
+	// ErrTimeout is why a command was killed.
+	ErrTimeout = errors.New("the command ran for too long")
 	// ErrNotRunning is why there is nothing to stop or run a command in.
 	ErrNotRunning = errors.New("the sandbox is not running")
 )

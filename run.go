@@ -36,7 +36,7 @@ type RunOptions struct {
 }
 
 // Run makes a sandbox of s, runs its command to the end in the foreground and returns how that ended. The error is a
-// *vmboot.StartError where the command could not be started. Timing is valid, as far as it got, also beside an error.
+// *vmboot.StartError where the command could not be started, and ErrTimeout where it was not let end. Timing is valid, as far as it got, also beside an error.
 func (h *Host) Run(ctx context.Context, s *Spec, o RunOptions) (vmboot.Status, Timing, error) {
 	start := time.Now()
 	if err := s.complete(); err != nil {
@@ -85,7 +85,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 	if err != nil {
 		return status, timing, err
 	}
-	defer func() { err = errors.Join(err, m.close(ctx)) }()
+	defer func() { err = errors.Join(err, m.close(ctx, !s.Ephemeral)) }()
 	defer func() { timing = rec.finish(context.WithoutCancel(ctx)) }()
 	if s.Digest == "" {
 		s.Image, s.Digest = m.image.Reference, m.image.Digest
@@ -129,12 +129,12 @@ func (m *machine) run(ctx context.Context, s *Spec, o RunOptions, stop <-chan os
 	}
 	if s.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("killed: it ran for longer than %v", s.Timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("%w: killed after %v", ErrTimeout, s.Timeout))
 		defer cancel()
 	}
 	status, err := m.agent.Exec(ctx, p)
 	if err != nil {
-		return status, cause(ctx, err)
+		return status, m.why(ctx, err)
 	}
 	rec.mark(ctx, eventCommandEnded)
 	return status, nil

@@ -38,7 +38,8 @@ func run(ctx context.Context, args []string) int {
 	}
 	a.Register(root.PersistentFlags())
 	root.AddCommand(a.pullCmd(), a.mountCmd(), a.umountCmd(), a.mountsCmd(), a.lsCmd(), a.catCmd(), a.statCmd(),
-		a.imagesCmd(), a.inspectCmd(), a.daemonCmd(), a.statusCmd(), a.stopCmd(), a.statsCmd(), versionCmd())
+		a.imagesCmd(), a.inspectCmd(), a.rmiCmd(), a.pruneCmd(), a.dfCmd(), a.verifyCmd(),
+		a.loginCmd(), a.logoutCmd(), a.registriesCmd(), a.daemonCmd(), a.statusCmd(), a.stopCmd(), a.statsCmd(), versionCmd())
 	return cli.Run(ctx, root, args, cli.ExitFailed)
 }
 

@@ -137,6 +137,10 @@ func exit(cmd *cobra.Command, s vmboot.Status, err error) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %v\n", err)
 		return cli.Status(notStarted.Code)
 	}
+	if errors.Is(err, msb.ErrTimeout) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %v\n", err)
+		return cli.Status(signalled + int(syscall.SIGKILL))
+	}
 	if err != nil {
 		return err
 	}
@@ -145,6 +149,9 @@ func exit(cmd *cobra.Command, s vmboot.Status, err error) error {
 	}
 	return cli.Status(s.Code)
 }
+
+// signalled and a signal's number make the exit status of what it has ended, as shells have it.
+const signalled = 128
 
 // complete checks the flags and works them into the spec.
 func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registry msb.Registry, pull msb.PullPolicy, err error) {

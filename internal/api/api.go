@@ -64,6 +64,39 @@ type SandboxRequest struct {
 	Verify string `json:"verify,omitempty"`
 }
 
+// PruneRequest says what to remove beside what nothing leads to.
+type PruneRequest struct {
+	All    bool `json:"all,omitempty"`    // references of images that are not in use and that no sandbox is pinned to
+	Chunks bool `json:"chunks,omitempty"` // chunks that no open image needs; they are fetched again when they are needed
+}
+
+// Freed is what has been removed.
+type Freed struct {
+	Images []string `json:"images"` // references
+	Bytes  int64    `json:"bytes"`  // of disk that chunks took
+}
+
+// DiskUsage is what a home directory takes, bytes of disk where not said otherwise.
+type DiskUsage struct {
+	Chunks     int64 `json:"chunks"`      // number of chunks
+	ChunkBytes int64 `json:"chunk_bytes"` // length of them
+	InUse      int64 `json:"in_use"`      // of ChunkBytes, needed by open images
+	DiskBytes  int64 `json:"disk_bytes"`  // of chunk files
+	Limit      int64 `json:"limit"`       // that chunk files are kept to; 0: none
+	Free       int64 `json:"free"`        // on the file system
+	Indexes    int64 `json:"indexes"`     // of layers
+	Trees      int64 `json:"trees"`       // of images
+	Database   int64 `json:"database"`
+	Sandboxes  int64 `json:"sandboxes"`
+}
+
+// Verified is what a check of all cached chunks has found.
+type Verified struct {
+	Chunks int64 `json:"chunks"`
+	Bytes  int64 `json:"bytes"`
+	Wrong  int64 `json:"wrong"` // dropped; they are fetched again when they are needed
+}
+
 // Event is one line of a stream. Exactly one of its parts is set beside Name and MS.
 type Event struct {
 	Name   string  `json:"event"`

@@ -34,6 +34,9 @@ func FindHome(dir string) (Home, error) {
 // Config is the path of config.json.
 func (h Home) Config() string { return filepath.Join(string(h), "config.json") }
 
+// Logins is the file that credentials are kept in where there is no keyring.
+func (h Home) Logins() string { return filepath.Join(string(h), "auth.json") }
+
 // Cache is the directory of name's cached data.
 func (h Home) Cache(name string) string { return filepath.Join(string(h), "cache", name) }
 

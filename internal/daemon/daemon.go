@@ -19,6 +19,7 @@ import (
 	"github.com/microsandbox/msb-fs/chunkcache"
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/internal/db"
+	"github.com/microsandbox/msb-fs/remote"
 )
 
 // Options are a daemon's settings.
@@ -84,7 +85,7 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.cache.Close()) }()
 
-	registry := &registry{config: home.Config()}
+	registry := &registry{config: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
 	defer func() { err = errors.Join(err, registry.close()) }()
 	d.images = &images{home: home, pins: pins{store}, registry: registry, cache: d.cache,
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}

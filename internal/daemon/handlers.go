@@ -25,6 +25,10 @@ func (d *daemon) handler() http.Handler {
 	handle("GET /v1/stats", d.getStats)
 	handle("POST /v1/pull", d.postPull)
 	handle("GET /v1/images", d.getImages)
+	handle("DELETE /v1/images", d.deleteImage)
+	handle("POST /v1/prune", d.postPrune)
+	handle("GET /v1/usage", d.getUsage)
+	handle("POST /v1/verify", d.postVerify)
 	handle("POST /v1/inspect", d.postInspect)
 	handle("GET /v1/configs/{digest}", d.getConfig)
 	handle("POST /v1/mounts", d.postMount)
@@ -117,7 +121,7 @@ func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if req.Force {
-		if err := d.images.drop(img); err != nil {
+		if err := d.images.drop(ctx, img); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,10 @@ type images struct {
 	registry *registry
 	cache    *chunkcache.Cache
 
+	// space is held by those who remove what is not in use, and shared by those who are opening an image. It is taken
+	// before mu.
+	space sync.RWMutex
+
 	mu     sync.Mutex
 	open   map[string]*openImage // by manifest digest
 	layers map[string]*openLayer // by blob digest
@@ -95,6 +99,8 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 	if o := im.join(img.Digest, nil); o != nil {
 		return o, o.fetched(), nil
 	}
+	im.space.RLock()
+	defer im.space.RUnlock()
 	client, access, err := im.registry.client(a)
 	if err != nil {
 		return nil, 0, err
@@ -289,7 +295,11 @@ func (im *images) resolvePinned(ctx context.Context, req api.ImageRequest, diges
 }
 
 // drop removes what is cached of img, unless it is in use.
-func (im *images) drop(img *remote.Image) error {
+func (im *images) drop(ctx context.Context, img *remote.Image) error {
+	if err := im.lockSpace(ctx); err != nil {
+		return err
+	}
+	defer im.space.Unlock()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, l := range img.Layers {

@@ -12,7 +12,8 @@ import (
 // registry hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
 // the client they were opened with. It is safe for concurrent use.
 type registry struct {
-	config string // path
+	config string // path of config.json
+	logins *remote.Logins
 
 	mu      sync.Mutex
 	current *remote.Client
@@ -41,7 +42,7 @@ func (r *registry) client(a api.Access) (*remote.Client, remote.Access, error) {
 	if r.current != nil {
 		r.past = r.past.Add(r.current.Stats())
 	}
-	r.current = remote.NewClient(remote.Options{Config: config})
+	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins})
 	r.changed, r.size = changed, size
 	return r.current, access, nil
 }

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/internal/cli"
+)
+
+func (a *app) rmiCmd() *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use:   "rmi IMAGE...",
+		Short: "Forget images, and remove what only they need from the cache",
+		Args:  cli.Args(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.Connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			for _, ref := range args {
+				var freed api.Freed
+				q := url.Values{"ref": {ref}, "platform": {platform}}
+				if err := client.Call(cmd.Context(), "DELETE", "/v1/images?"+q.Encode(), nil, &freed); err != nil {
+					return err
+				}
+				a.printFreed(cmd, freed)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "the platform that the image was pulled for, if one was named")
+	return cmd
+}
+
+func (a *app) printFreed(cmd *cobra.Command, freed api.Freed) {
+	for _, ref := range freed.Images {
+		fmt.Fprintln(cmd.OutOrStdout(), ref)
+	}
+	a.Notef(cmd, "freed %s", cli.Bytes(freed.Bytes))
+}
+
+func (a *app) pruneCmd() *cobra.Command {
+	var req api.PruneRequest
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove what no image, mount or sandbox needs from the cache",
+		Long: "Remove what no image, mount or sandbox needs from the cache. Images that have been pulled stay, unless --all is given;\n" +
+			"their references are then printed.",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.Connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			var freed api.Freed
+			if err := client.Call(cmd.Context(), "POST", "/v1/prune", req, &freed); err != nil {
+				return err
+			}
+			a.printFreed(cmd, freed)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&req.All, "all", "a", false, "forget every image that is not in use and that no sandbox is made of")
+	cmd.Flags().BoolVar(&req.Chunks, "chunks", false, "drop the contents of images that are not in use: they are fetched again when needed")
+	return cmd
+}
+
+func (a *app) dfCmd() *cobra.Command {
+	var out cli.Output
+	cmd := &cobra.Command{
+		Use:   "df",
+		Short: "Show what the home directory takes on disk",
+		Args:  cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var u api.DiskUsage
+			if err := a.ask(cmd, "/v1/usage", &u); err != nil {
+				return err
+			}
+			return out.Print(cmd.OutOrStdout(), u, func(w io.Writer) error {
+				limit := "no limit"
+				if u.Limit > 0 {
+					limit = "limit " + cli.Bytes(u.Limit)
+				}
+				t := cli.NewTable(w, "WHAT", "DISK", "")
+				t.Row("chunks", cli.Bytes(u.DiskBytes), fmt.Sprintf("%d, %s in use by open images, %s", u.Chunks, cli.Bytes(u.InUse), limit))
+				t.Row("layer indexes", cli.Bytes(u.Indexes), "")
+				t.Row("image trees", cli.Bytes(u.Trees), "")
+				t.Row("database", cli.Bytes(u.Database), "")
+				t.Row("sandboxes", cli.Bytes(u.Sandboxes), "")
+				t.Row("free", cli.Bytes(u.Free), "on the file system")
+				return t.Flush()
+			})
+		},
+	}
+	out.Register(cmd.Flags())
+	return cmd
+}
+
+func (a *app) verifyCmd() *cobra.Command {
+	var out cli.Output
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check every cached chunk against its digest; wrong ones are dropped, and fetched again when they are needed",
+		Args:  cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.Connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			var v api.Verified
+			if err := client.Call(cmd.Context(), "POST", "/v1/verify", nil, &v); err != nil {
+				return err
+			}
+			return out.Print(cmd.OutOrStdout(), v, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "%d chunks, %s: %d wrong\n", v.Chunks, cli.Bytes(v.Bytes), v.Wrong)
+				return err
+			})
+		},
+	}
+	out.Register(cmd.Flags())
+	return cmd
+}
