@@ -18,7 +18,15 @@ const (
 
 // Complete brings every chunk of the layer into the store, in blob order, in few large requests. They are of the
 // background class unless ctx says predicted. While the layer streams, Complete waits for its verified end.
+//
+// An imported index is verified by reading the whole blob once, in order: see Trusted.
 func (l *Layer) Complete(ctx context.Context) error {
+	if priority.From(ctx) == priority.OnDemand {
+		ctx = priority.With(ctx, priority.Background)
+	}
+	if err := l.verify(ctx); err != nil {
+		return err
+	}
 	select {
 	case <-l.done:
 	case <-ctx.Done():
@@ -26,9 +34,6 @@ func (l *Layer) Complete(ctx context.Context) error {
 	}
 	if err := l.Err(); err != nil || l.o.Chunks == nil {
 		return err
-	}
-	if priority.From(ctx) == priority.OnDemand {
-		ctx = priority.With(ctx, priority.Background)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(batches)

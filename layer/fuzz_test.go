@@ -8,6 +8,7 @@ import (
 	"errors"
 	"hash/crc32"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,7 +166,7 @@ func FuzzIndex(f *testing.F) {
 		if h.Blob != int64(len(blob)) {
 			return
 		}
-		l := &Layer{blob: &memBlob{data: blob}, size: int64(len(blob)), done: make(chan struct{}), t: tab, o: Options{Chunks: newStore()}}
+		l := &Layer{blob: &memBlob{data: blob}, size: int64(len(blob)), done: make(chan struct{}), have: new(atomic.Int64), stop: func(error) {}, t: tab, o: Options{Chunks: newStore()}}
 		l.settle(LazyIndex, "")
 		use(t, l)
 	})
@@ -198,7 +199,7 @@ func FuzzTOC(f *testing.F) {
 		if err := errors.Join(tab.validate(), tab.validateNames()); err != nil {
 			t.Fatalf("a TOC that was accepted is not valid: %v", err)
 		}
-		l := &Layer{blob: &memBlob{data: blob}, size: int64(len(blob)), done: make(chan struct{}), t: tab, o: Options{Chunks: newStore()}}
+		l := &Layer{blob: &memBlob{data: blob}, size: int64(len(blob)), done: make(chan struct{}), have: new(atomic.Int64), stop: func(error) {}, t: tab, o: Options{Chunks: newStore()}}
 		l.settle(LazyTOC, "")
 		use(t, l)
 	})

@@ -185,13 +185,13 @@ func indexName(layer, toc Digest) string {
 	return name + ".idx"
 }
 
-// openIndex makes l use its index file, if there is a good one. toc is the TOC it has to be made from, zero for one that was
+// openIndex makes l use the index file called name, if it is a good one. toc is the TOC it has to be made from, zero for one that was
 // made from the whole layer.
-func (l *Layer) openIndex(toc Digest) bool {
+func (l *Layer) openIndex(name string, toc Digest) bool {
 	if l.o.Dir == "" {
 		return false
 	}
-	t, h, file, err := mapIndex(filepath.Join(l.o.Dir, indexName(l.id, toc)))
+	t, h, file, err := mapIndex(filepath.Join(l.o.Dir, name))
 	if err != nil {
 		return false // it is derived: a damaged one is made anew
 	}

@@ -52,25 +52,28 @@ type Layer struct {
 	d     Descriptor
 	blob  Blob
 	o     Options
-	id    Digest // of the blob
-	size  int64  // of the blob
-	stop  context.CancelCauseFunc
+	id    Digest         // of the blob
+	size  int64          // of the blob
 	owned sync.WaitGroup // the stream and flights
 	done  chan struct{}
-	have  atomic.Int64
+	have  *atomic.Int64
 	spans windows
 
 	mu      sync.RWMutex
-	t       *table        // guarded by mu; as is what it holds
-	file    *indexFile    // guarded by mu; the mapping behind t, nil when t is in memory
-	ready   []bool        // guarded by mu; which chunks are stored, while streaming
-	sealed  bool          // guarded by mu; t is complete
-	err     error         // guarded by mu; what everything answers
-	mode    Mode          // guarded by mu
-	reason  string        // guarded by mu
-	changed chan struct{} // guarded by mu; closed when something above has changed; nil when nobody waits
-	flights []*flight     // guarded by mu
-	closed  bool          // guarded by mu
+	t       *table                  // guarded by mu; as is what it holds
+	file    *indexFile              // guarded by mu; the mapping behind t, nil when t is in memory
+	ready   []bool                  // guarded by mu; which chunks are stored, while streaming
+	sealed  bool                    // guarded by mu; t is complete
+	err     error                   // guarded by mu; what everything answers
+	mode    Mode                    // guarded by mu
+	reason  string                  // guarded by mu
+	changed chan struct{}           // guarded by mu; closed when something above has changed; nil when nobody waits
+	flights []*flight               // guarded by mu
+	closed  bool                    // guarded by mu
+	stop    context.CancelCauseFunc // guarded by mu; ends the stream
+
+	untrusted bool          // guarded by mu; t was imported and is not verified yet
+	verifying *verification // guarded by mu; nil when none is under way
 }
 
 // Open opens the layer d, whose bytes are b. It returns as soon as entries can be asked for: with an index file in
@@ -81,17 +84,17 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open layer %q: %w", d.Digest, err)
 	}
-	l := &Layer{d: d, blob: b, o: o, id: id, size: b.Size(), done: make(chan struct{})}
+	l := &Layer{d: d, blob: b, o: o, id: id, size: b.Size(), done: make(chan struct{}), have: new(atomic.Int64), stop: func(error) {}}
 	if d.Size > 0 && d.Size != l.size {
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, corrupt("the manifest says %d bytes, the registry has %d", d.Size, l.size))
 	}
 	toc, why := tocOf(&d)
 	if toc != nil {
-		if l.openIndex(toc.digest) {
+		if l.openIndex(indexName(id, toc.digest), toc.digest) {
 			return l, l.settle(LazyTOC, "TOC vouched for by the manifest, kept from an earlier pass")
 		}
 	}
-	if l.openIndex(Digest{}) {
+	if l.openIndex(indexName(id, Digest{}), Digest{}) {
 		return l, l.settle(LazyIndex, "index made by an earlier pass")
 	}
 	if toc != nil {
@@ -106,6 +109,10 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 		}
 		why = err.Error()
 	}
+	if l.openIndex(pulledName(id), Digest{}) {
+		l.untrusted = true
+		return l, l.settle(LazyIndex, "index pulled from elsewhere, not verified before the layer is complete")
+	}
 	l.mode, l.reason = Streaming, why
 	l.t = &table{blob: l.size, end: l.size}
 	sctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -116,9 +123,10 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 
 // settle makes a layer whose table is complete usable.
 func (l *Layer) settle(m Mode, reason string) error {
-	l.stop = func(error) {}
 	l.mode, l.reason, l.sealed = m, reason, true
-	close(l.done)
+	if !l.untrusted {
+		close(l.done)
+	}
 	return nil
 }
 
@@ -238,12 +246,12 @@ func (l *Layer) Progress() (have, total int64) { return min(l.have.Load(), l.siz
 
 // Close ends the stream and all fetches and waits for them. What waits on the layer gets ErrClosed.
 func (l *Layer) Close() error {
-	l.stop(ErrClosed)
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
 		return nil
 	}
+	l.stop(ErrClosed)
 	l.closed = true
 	l.fail(ErrClosed)
 	for _, f := range l.flights {
