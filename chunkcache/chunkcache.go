@@ -191,8 +191,8 @@ func (c *Cache) Close() error {
 	c.owned.Wait()
 	c.saveUses()
 	err := c.commits.stop()
-	if e := c.saveMeta(); err == nil {
-		err = e
+	if err == nil {
+		err = c.saveMeta()
 	}
 	if e := c.segs.sync(); err == nil {
 		err = e

@@ -160,11 +160,16 @@ func (w *committer) batch() bool {
 
 // settle does what waited for ops to be in the database.
 func (w *committer) settle(ops []op) {
+	freed := false
 	for _, o := range ops {
 		if o.kind == opDelete {
 			w.c.segs.free(o.e)
+			freed = true
 		}
 		o.e.pending.Add(-1)
+	}
+	if freed {
+		w.c.full.again()
 	}
 }
 

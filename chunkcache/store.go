@@ -124,6 +124,9 @@ func (f *fullness) set(c *Cache, err error) {
 
 // again lets the next chunk try: room was made.
 func (f *fullness) again() {
+	if !f.isSet.Load() {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.until = time.Time{}
