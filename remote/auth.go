@@ -103,6 +103,9 @@ func (r request) scope() string {
 	if r.repo == "" { // the registry itself
 		return ""
 	}
+	if r.push {
+		return "repository:" + r.repo + ":pull,push"
+	}
 	return "repository:" + r.repo + ":pull"
 }
 

@@ -41,11 +41,16 @@ type request struct {
 	header http.Header
 	count  *counter
 	class  priority.Class
+
+	method string // "" is GET
+	push   bool   // the request needs the repository's push scope too
+	body   func() (io.ReadCloser, error)
+	length int64 // of body
 }
 
-// get sends a GET with credentials, answering a challenge once. Redirects are returned, not followed. The caller closes
-// the response's body.
-func (e *endpoint) get(ctx context.Context, r request) (*http.Response, error) {
+// do sends a request with credentials, answering a challenge once. Redirects are returned, not followed. The caller
+// closes the response's body.
+func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 	for attempt := 0; ; attempt++ {
 		resp, err := e.send(ctx, r)
 		if err != nil {
@@ -87,7 +92,7 @@ func (e *endpoint) send(ctx context.Context, r request) (*http.Response, error) 
 
 func (e *endpoint) sendOver(ctx context.Context, scheme string, r request) (*http.Response, error) {
 	u := &url.URL{Scheme: scheme, Host: e.reg.RegistryStr(), Path: r.path, RawQuery: r.query}
-	req, err := newGet(ctx, u, r.header)
+	req, err := newRequest(ctx, u, r)
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +107,22 @@ func (e *endpoint) sendOver(ctx context.Context, scheme string, r request) (*htt
 	return resp, nil
 }
 
-func newGet(ctx context.Context, u *url.URL, header http.Header) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+func newRequest(ctx context.Context, u *url.URL, r request) (*http.Request, error) {
+	method := r.method
+	if method == "" {
+		method = http.MethodGet
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, cleanURL(err)
 	}
-	for k, v := range header {
+	if r.body != nil {
+		if req.Body, err = r.body(); err != nil {
+			return nil, err
+		}
+		req.ContentLength = r.length
+	}
+	for k, v := range r.header {
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", userAgent)
@@ -134,7 +149,7 @@ func (e *endpoint) follow(ctx context.Context, resp *http.Response, r request) (
 			return nil, nil, &protocolError{e.host.name, fmt.Sprintf("redirects from %s to %s, which is not safe", from.Scheme, oneLine(to.Scheme))}
 		}
 		to.User = nil
-		if resp, err = e.getElsewhere(ctx, to, r); err != nil {
+		if resp, err = e.doElsewhere(ctx, to, r); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -142,12 +157,12 @@ func (e *endpoint) follow(ctx context.Context, resp *http.Response, r request) (
 	return nil, nil, &protocolError{e.host.name, fmt.Sprintf("redirects more than %d times", maxRedirects)}
 }
 
-// getElsewhere sends a GET to a URL a registry redirected to. Only a redirect within the registry itself gets its
+// doElsewhere sends a request to a URL a registry named. Only a redirect within the registry itself gets its
 // credentials.
-func (e *endpoint) getElsewhere(ctx context.Context, u *url.URL, r request) (*http.Response, error) {
+func (e *endpoint) doElsewhere(ctx context.Context, u *url.URL, r request) (*http.Response, error) {
 	if u.Host == e.reg.RegistryStr() && u.Scheme == e.scheme.Load() {
 		r.path, r.query = u.Path, u.RawQuery
-		return e.get(ctx, r)
+		return e.do(ctx, r)
 	}
 	e.client.mu.Lock()
 	t, err := e.client.transport(canonicalHost(u.Host), e.ca)
@@ -155,7 +170,7 @@ func (e *endpoint) getElsewhere(ctx context.Context, u *url.URL, r request) (*ht
 	if err != nil {
 		return nil, err
 	}
-	req, err := newGet(ctx, u, r.header)
+	req, err := newRequest(ctx, u, r)
 	if err != nil {
 		return nil, err
 	}

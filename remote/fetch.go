@@ -123,7 +123,7 @@ func (b *Blob) request(ctx context.Context, s *source, off, n int64, class prior
 		header: http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+n-1, 10)}},
 	}
 	if l := b.location(s); l != nil {
-		resp, err := s.getElsewhere(ctx, l.url, r)
+		resp, err := s.doElsewhere(ctx, l.url, r)
 		switch {
 		case err != nil:
 			b.relocate(s, l, nil)
@@ -137,7 +137,7 @@ func (b *Blob) request(ctx context.Context, s *source, off, n int64, class prior
 			return nil, storageFailure(resp, c.now())
 		}
 	}
-	resp, err := s.get(ctx, r)
+	resp, err := s.do(ctx, r)
 	if err != nil {
 		return nil, err
 	}

@@ -197,7 +197,7 @@ func (c *Client) Login(ctx context.Context, host string, a Access) error {
 	}
 	ctx, cancel := c.withDeadline(ctx)
 	defer cancel()
-	resp, err := e.get(ctx, request{path: "/v2/", count: &c.stats, class: priority.OnDemand})
+	resp, err := e.do(ctx, request{path: "/v2/", count: &c.stats, class: priority.OnDemand})
 	if err != nil {
 		return fail(err)
 	}

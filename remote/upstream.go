@@ -182,10 +182,13 @@ func (u *upstream) fetch(ctx context.Context, path func(*source) string, header 
 // fetchTries is how often a document is asked for in all when err is what keeps happening.
 func fetchTries(err error) int {
 	var status *statusError
-	if errors.As(err, &status) {
-		return 8
+	switch {
+	case !errors.As(err, &status):
+		return 4
+	case status.storage && status.code < 500:
+		return maxRefusals
 	}
-	return 4
+	return 8
 }
 
 // errDeadline is the stall deadline.
@@ -221,7 +224,7 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 	defer watch.stop()
 	begin := u.client.now()
 	var at *url.URL
-	resp, err := s.get(watch.ctx, r)
+	resp, err := s.do(watch.ctx, r)
 	if err == nil {
 		resp, at, err = s.follow(watch.ctx, resp, r)
 	}
