@@ -24,8 +24,14 @@ const (
 	AccelTCG  = "tcg"
 )
 
-// probeTime bounds the try of an accelerator. A kernel needs well under a second where KVM works.
-const probeTime = 8 * time.Second
+// probeTime bounds the try of accel. Where KVM works a kernel needs well under a second, also on a machine with
+// much else to do; emulation is only tried to see whether it works at all.
+func probeTime(accel string) time.Duration {
+	if accel == AccelKVM {
+		return 12 * time.Second
+	}
+	return 2 * time.Minute
+}
 
 // Accelerator returns the accelerator to use where the user wants want: "kvm", "tcg", or "auto" (also ""), which is
 // kvm where k has been seen booting under it here, else tcg. That /dev/kvm opens proves nothing: there are
@@ -42,21 +48,7 @@ func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 	if openKVM() != nil {
 		return AccelTCG, nil
 	}
-	program, err := findQEMU("")
-	if err != nil {
-		return "", err
-	}
-	dir, err := StateDir()
-	if err != nil {
-		return "", err
-	}
-	key, err := hostKey(program, k)
-	if err != nil {
-		return "", err
-	}
-	p, err := remembered(ctx, filepath.Join(dir, "accel.json"), key, func(ctx context.Context) (Probe, error) {
-		return ProbeAccel(ctx, AccelKVM, k)
-	})
+	p, err := probeKVM(ctx, k)
 	if err != nil {
 		return "", err
 	}
@@ -64,6 +56,25 @@ func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 		return AccelKVM, nil
 	}
 	return AccelTCG, nil
+}
+
+// probeKVM returns whether k boots under KVM here, as remembered or else tried now.
+func probeKVM(ctx context.Context, k *Kernel) (Probe, error) {
+	program, err := findQEMU("")
+	if err != nil {
+		return Probe{}, err
+	}
+	dir, err := StateDir()
+	if err != nil {
+		return Probe{}, err
+	}
+	key, err := hostKey(program, k)
+	if err != nil {
+		return Probe{}, err
+	}
+	return remembered(ctx, filepath.Join(dir, "accel.json"), key, func(ctx context.Context) (Probe, error) {
+		return ProbeAccel(ctx, AccelKVM, k)
+	})
 }
 
 // Probe is the outcome of trying an accelerator.
@@ -193,7 +204,7 @@ func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
 		return p, err
 	}
 	defer vm.Kill()
-	short, cancel := context.WithTimeout(ctx, probeTime)
+	short, cancel := context.WithTimeout(ctx, probeTime(accel))
 	defer cancel()
 	_, err = vm.Agent(short, Setup{})
 	if ctx.Err() != nil {
@@ -202,6 +213,9 @@ func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
 	p.Works = err == nil
 	if err != nil {
 		p.Reason, _, _ = strings.Cut(err.Error(), "\n")
+		if said := strings.TrimSpace(vm.stderr.String()); said != "" {
+			p.Reason, _, _ = strings.Cut(said, "\n")
+		}
 	}
 	return p, nil
 }
