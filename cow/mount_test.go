@@ -19,6 +19,11 @@ func TestPosix(t *testing.T) {
 	for mode, o := range modes {
 		t.Run(mode, func(t *testing.T) {
 			for name, fn := range posixtest.All {
+				if name == "FcntlFlockLocksFile" {
+					// It wants a process's two descriptors to exclude each other, as go-fuse's own lock server has
+					// it. POSIX locks belong to the process: the kernel's, and ours with them, do not.
+					continue
+				}
 				t.Run(name, func(t *testing.T) {
 					m := mount(t, sampleLower(), o)
 					fn(t, m.path("empty")) // which the lower has

@@ -34,6 +34,9 @@ func validName(name string) error {
 // openat2 is missing O_NOFOLLOW alone holds it.
 func (p place) open(flags int, mode uint32) (int, error) {
 	flags |= unix.O_CLOEXEC | unix.O_NOFOLLOW
+	if flags&unix.O_CREAT == 0 {
+		mode = 0 // openat2 insists
+	}
 	how := unix.OpenHow{
 		Flags: uint64(flags), Mode: uint64(mode),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
