@@ -101,7 +101,7 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 			return f, nil
 		}
 	}
-	r, err := l.t.plan(num, num)
+	r, err := l.t.plan(num, l.t.around(num))
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +110,26 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 	l.flights = append(l.flights, f)
 	l.owned.Go(func() { l.fly(fctx, f, num) })
 	return f, nil
+}
+
+// ahead is how much of the blob is asked for at once at least where chunks are found by a TOC, bytes: small files that lie
+// together are used together, and 64 KiB take less time than another round trip does.
+const ahead = 64 << 10
+
+// around is the last chunk that is worth fetching together with chunk n. mu is held.
+func (t *table) around(n int) int {
+	if !t.form.parts() || !t.sane(n) {
+		return n
+	}
+	last := n
+	off, _, _ := t.reach(n)
+	for k := n + 1; t.sane(k); k++ {
+		if _, end, _ := t.reach(k); end-off > ahead {
+			break
+		}
+		last = k
+	}
+	return last
 }
 
 // keeps says whether all chunks of f are kept for those who join.

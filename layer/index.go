@@ -212,11 +212,14 @@ func (l *Layer) diffIDIs(d Digest) bool {
 // keepIndex writes the table to its file and uses that from then on. Where that fails the table stays in memory: the
 // index is a convenience for later.
 func (l *Layer) keepIndex(toc Digest) {
+	if l.o.Dir == "" {
+		return
+	}
 	l.mu.RLock()
 	diffID := l.t.diffID
 	b, err := appendIndex(nil, l.t, l.id, diffID, toc)
 	l.mu.RUnlock()
-	if err != nil || l.o.Dir == "" || writeFile(l.o.Dir, indexName(l.id, toc), b) != nil {
+	if err != nil || writeFile(l.o.Dir, indexName(l.id, toc), b) != nil {
 		return
 	}
 	t, _, file, err := mapIndex(filepath.Join(l.o.Dir, indexName(l.id, toc)))
@@ -230,6 +233,9 @@ func (l *Layer) keepIndex(toc Digest) {
 		return
 	}
 	t.diffID = diffID
+	if l.file != nil {
+		l.file.close()
+	}
 	l.t, l.file = t, file
 }
 

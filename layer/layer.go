@@ -102,7 +102,7 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 		switch {
 		case err == nil:
 			l.t = t
-			l.keepIndex(toc.digest)
+			l.owned.Go(func() { l.keepIndex(toc.digest) }) // nobody waits for the disk
 			return l, l.settle(LazyTOC, "TOC vouched for by the manifest")
 		case !errors.Is(err, errNoTOC):
 			return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)

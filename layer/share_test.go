@@ -86,9 +86,11 @@ func TestImportLies(t *testing.T) {
 	blob := gz(t, tarball)
 	d := descriptor(blob, typeGzip, nil)
 	lies := map[string]func(tab *table){
-		"owner":    func(tab *table) { tab.entries[0].uid = 0; tab.entries[0].mode |= 0o4000 },
-		"name":     func(tab *table) { tab.text[0] = 'z' },
-		"swapped":  func(tab *table) { tab.chunks[0].digest, tab.chunks[1].digest = tab.chunks[1].digest, tab.chunks[0].digest },
+		"owner": func(tab *table) { tab.entries[0].uid = 0; tab.entries[0].mode |= 0o4000 },
+		"name":  func(tab *table) { tab.text[0] = 'z' },
+		"swapped": func(tab *table) {
+			tab.chunks[0].digest, tab.chunks[1].digest = tab.chunks[1].digest, tab.chunks[0].digest
+		},
 		"shorter":  func(tab *table) { tab.entries = tab.entries[:1]; tab.chunks = tab.chunks[:1] },
 		"whiteout": func(tab *table) { tab.entries[1].kind, tab.entries[1].chunks, tab.entries[1].size = Whiteout, 0, 0 },
 	}

@@ -45,6 +45,9 @@ type stream struct {
 	enc   *zstd.Encoder
 	big   sync.Pool // buffers of ChunkSize
 
+	zero    sync.Once
+	zeroSum Digest // guarded by zero
+
 	mu    sync.Mutex
 	fresh []Digest // guarded by mu; chunks that nobody had before
 }
@@ -70,20 +73,21 @@ func (l *Layer) runStream(ctx context.Context) {
 	}
 	s.big.New = func() any { b := make([]byte, ChunkSize); return &b }
 	err := s.run(ctx)
-	if err == nil {
-		l.keepIndex(Digest{})
-	} else {
+	if err != nil {
 		err = fmt.Errorf("layer %s: %w", l.d.Digest, err)
 		s.quarantine(err)
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if err != nil {
 		l.fail(err)
 	} else {
 		l.sealed, l.ready = true, nil
 		l.mode, l.reason = Full, "streamed to its end and verified"
 		l.notify()
+	}
+	l.mu.Unlock()
+	if err == nil {
+		l.keepIndex(Digest{})
 	}
 	close(l.done)
 }
@@ -566,7 +570,7 @@ func (s *stream) release(b []byte) {
 // store hashes and stores chunks.
 func (s *stream) store(ctx context.Context) error {
 	for j := range s.work {
-		d := Digest(sha256.Sum256(j.data))
+		d := s.digest(j.data)
 		s.keep(ctx, d, j.data)
 		s.release(j.data)
 		l := s.l
@@ -577,6 +581,15 @@ func (s *stream) store(ctx context.Context) error {
 		l.mu.Unlock()
 	}
 	return ctx.Err()
+}
+
+// digest is the sha256 of a chunk. That of zeros is known: sparse files and disk images are made of them.
+func (s *stream) digest(data []byte) Digest {
+	if len(data) == ChunkSize && zero(data) {
+		s.zero.Do(func() { s.zeroSum = sha256.Sum256(data) })
+		return s.zeroSum
+	}
+	return sha256.Sum256(data)
 }
 
 // adder is a Store that says whether a chunk is new, without a race against others who store it.

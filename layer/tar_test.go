@@ -225,3 +225,38 @@ func TestExpansion(t *testing.T) {
 		t.Error("maxExpanded")
 	}
 }
+
+// TestLarge streams a file of more than 4 GiB, most of it a hole, and reads around that border.
+func TestLarge(t *testing.T) {
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("tar is not installed")
+	}
+	const size, at = 5<<30 + 123, 4<<30 - 10
+	path := filepath.Join(t.TempDir(), "large")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := text(1, 100_000)
+	f.WriteAt(data, at)
+	f.Truncate(size)
+	f.Close()
+	tarball, err := exec.Command("tar", "-S", "-c", "-C", filepath.Dir(path), "large").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := newStore()
+	l := open(t, descriptor(tarball, typeTar, nil), &memBlob{data: tarball}, Options{Chunks: st})
+	if e := allEntries(t, l)[0]; e.Size != size {
+		t.Errorf("size %d", e.Size)
+	}
+	want := append(append(make([]byte, 1000), data...), make([]byte, 1000)...)
+	for _, st := range []*memStore{st, nil} {
+		if !bytes.Equal(readEntry(t, l, st, 0, at-1000, int64(len(want))), want) {
+			t.Error("other bytes around 4 GiB")
+		}
+		if !zero(readEntry(t, l, st, 0, size-5, 5)) {
+			t.Error("other bytes at the end")
+		}
+	}
+}
