@@ -176,7 +176,7 @@ func (p *configParser) hosts(c *Config, n *jsonNode, key string) error {
 	}
 	for _, m := range members {
 		k := key + "." + m.key
-		if u, err := url.Parse("//" + m.key); err != nil || u.Host != m.key || u.Host == "" {
+		if !validHost(m.key) {
 			return complain(m.node, k, "is not host[:port]; leave out https:// and any path")
 		}
 		h, err := p.host(m.node, k)
@@ -395,7 +395,7 @@ func parseMirror(s string) (mirror, error) {
 	}
 	u, err := url.Parse(full)
 	switch {
-	case err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "":
+	case err != nil || !validHost(u.Host) || u.RawQuery != "" || u.Fragment != "":
 		return mirror{}, fmt.Errorf("is %q; write host[:port] or http[s]://host[:port][/prefix]", oneLine(s))
 	case u.User != nil:
 		return mirror{}, errors.New("holds a user name; put it under the mirror's own host")

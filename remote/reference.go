@@ -2,6 +2,8 @@ package remote
 
 import (
 	"fmt"
+	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -40,6 +42,9 @@ func parseReference(ref string) (name.Reference, error) {
 	if err != nil {
 		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: err, Hint: "write it as [host/]name[:tag][@sha256:...]"}
 	}
+	if host := r.Context().RegistryStr(); !validHost(host) {
+		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: fmt.Errorf("%q is no host[:port]", host)}
+	}
 	for part := range strings.SplitSeq(r.Context().RepositoryStr(), "/") {
 		// A part like ".." would make the request's path another repository's.
 		if strings.Trim(part, "._-") != part || part == "" {
@@ -55,6 +60,25 @@ func displayReference(r name.Reference) string {
 		sep = "@"
 	}
 	return displayHost(r.Context().RegistryStr()) + "/" + r.Context().RepositoryStr() + sep + r.Identifier()
+}
+
+// validHost says whether s is host[:port]: a name, an IPv4 address or an IPv6 address in brackets.
+func validHost(s string) bool {
+	name, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
+		name, port = s[:i], s[i+1:]
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return false
+		}
+	}
+	if ip := trimBrackets(name); ip != name {
+		a, err := netip.ParseAddr(ip)
+		return err == nil && a.Is6() && a.Zone() == ""
+	}
+	notInNames := func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '-' || c == '_')
+	}
+	return name != "" && len(name) <= 253 && !strings.ContainsFunc(name, notInNames)
 }
 
 // displayHost is a registry's name as people write it.
@@ -73,4 +97,13 @@ func canonicalHost(host string) string {
 		return hubHost
 	}
 	return host
+}
+
+// Repository is the repository of ref, which Normalize has spelled: "docker.io/library/python".
+func Repository(ref string) string {
+	r, err := parseReference(ref)
+	if err != nil {
+		return ref
+	}
+	return r.Context().Name()
 }
