@@ -52,13 +52,15 @@ func (u *upper) draft(l looks, target string) (d *draft, err error) {
 			d.discard()
 		}
 	}()
+	made := uint32(0o600)
 	switch d.host & unix.S_IFMT {
 	case unix.S_IFDIR:
-		err = unix.Mkdirat(d.dir, d.name, 0o700)
+		made = 0o700
+		err = unix.Mkdirat(d.dir, d.name, made)
 	case unix.S_IFLNK:
 		err = unix.Symlinkat(target, d.dir, d.name)
 	default:
-		d.fd, err = d.open(unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOATIME, 0o600)
+		d.fd, err = d.open(unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOATIME, made)
 		if err == nil && l.mode&unix.S_IFMT == unix.S_IFLNK {
 			_, err = writeAll(d.fd, []byte(target), 0)
 		}
@@ -71,7 +73,7 @@ func (u *upper) draft(l looks, target string) (d *draft, err error) {
 			return nil, err
 		}
 	}
-	if d.host&unix.S_IFMT != unix.S_IFLNK && d.host&0o7777 != 0o600 {
+	if d.host&unix.S_IFMT != unix.S_IFLNK && d.host&0o7777 != made {
 		if err := d.chmod(d.host & 0o7777); err != nil {
 			return nil, err
 		}

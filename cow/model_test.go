@@ -95,12 +95,12 @@ var opPaths = []string{"etc", "etc/debian_version", "etc/passwd", "etc/shadow", 
 	"bin/su", "bin", "opt", "opt/app", "opt/app/lib", "opt/app/lib/a.py", "opt/app/main.py", "opt2", "opt2/app", "opt2/app/lib", "big", "empty", "empty/x",
 	"empty/y", "empty/x/z", "tmp/t", "tmp/u", "run/fifo", "dev/null", "new", "new/sub", "new/sub/f", "etc/app", "etc/d/lib", "bin/h"}
 
-func drawOp(t *rapid.T) op {
+func drawOp(t *rapid.T, paths []string) op {
 	o := op{kind: rapid.SampledFrom(opKinds).Draw(t, "op")}
-	o.a = rapid.SampledFrom(opPaths).Draw(t, "a")
+	o.a = rapid.SampledFrom(paths).Draw(t, "a")
 	switch o.kind {
 	case "rename", "noreplace", "exchange", "link", "copyrange":
-		o.b = rapid.SampledFrom(opPaths).Draw(t, "b")
+		o.b = rapid.SampledFrom(paths).Draw(t, "b")
 	}
 	switch o.kind {
 	case "write", "append", "truncate", "read", "punch", "zero", "falloc", "copyrange", "heldwrite":
@@ -335,7 +335,10 @@ func TestAgainstOverlayfs(t *testing.T) {
 }
 
 func compare(t *testing.T, rt *rapid.T, o Options) {
-	ops := rapid.SliceOfN(rapid.Custom(drawOp), 1, 40).Draw(rt, "ops")
+	// Few paths and many operations: so that they meet.
+	paths := rapid.SliceOfNDistinct(rapid.SampledFrom(opPaths), 5, 8, rapid.ID[string]).Draw(rt, "paths")
+	one := rapid.Custom(func(t *rapid.T) op { return drawOp(t, paths) })
+	ops := rapid.SliceOfN(one, 40, 120).Draw(rt, "ops")
 	var failed string
 	ok := t.Run("run", func(t *testing.T) {
 		l := sampleLower()
