@@ -27,6 +27,8 @@ type MountOptions struct {
 	// Extra and Disabled are fuse.CAP_* to ask for beyond, or not to ask for out of, what ServerOptions chooses. Writeback
 	// caching is for a writable file system to ask for.
 	Extra, Disabled uint64
+	// Adjust may change what ServerOptions has chosen, for a file system that wants something else; nil leaves it.
+	Adjust func(*fuse.MountOptions) *fuse.MountOptions
 	// Panic is told of a panic while answering a request, which is answered EIO.
 	Panic func(v any)
 }
@@ -64,6 +66,9 @@ func ServerOptions(o MountOptions) *fuse.MountOptions {
 	}
 	if opts.FsName == "" {
 		opts.FsName = "msb"
+	}
+	if o.Adjust != nil {
+		return o.Adjust(opts)
 	}
 	return opts
 }

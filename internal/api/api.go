@@ -64,6 +64,24 @@ type SandboxRequest struct {
 	Verify string `json:"verify,omitempty"`
 }
 
+// IndexRequest asks for the indexes of an image's layers to be published or fetched.
+type IndexRequest struct {
+	ImageRequest
+	Repository string `json:"repository,omitempty"` // "" means config.json's, or the image's own
+}
+
+// PushedIndex is an artifact with an image's indexes.
+type PushedIndex struct {
+	Repository string `json:"repository"`
+	Digest     string `json:"digest"`
+	Layers     int    `json:"layers"`
+}
+
+// PulledIndex says how many layers' indexes have been fetched.
+type PulledIndex struct {
+	Layers int `json:"layers"`
+}
+
 // PruneRequest says what to remove beside what nothing leads to.
 type PruneRequest struct {
 	All    bool `json:"all,omitempty"`    // references of images that are not in use and that no sandbox is pinned to

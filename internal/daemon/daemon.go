@@ -77,17 +77,21 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	d := &daemon{Options: o, home: home, started: time.Now(), stop: stop, tasks: &tasks{ctx: ctx}}
+	limit, err := cacheLimit(home)
+	if err != nil {
+		return err
+	}
 	d.cache, err = chunkcache.Open(store, home.Cache("chunks"), chunkcache.Options{
-		Warn: func(err error) { o.Log.Warn("cache", "err", err) },
+		MaxBytes: limit, Warn: func(err error) { o.Log.Warn("cache", "err", err) },
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.cache.Close()) }()
 
-	registry := &registry{config: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
+	registry := &registry{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
 	defer func() { err = errors.Join(err, registry.close()) }()
-	d.images = &images{home: home, pins: pins{store}, registry: registry, cache: d.cache,
+	d.images = &images{home: home, pins: pins{store}, registry: registry, cache: d.cache, log: o.Log,
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
 	d.mounts = &mounts{images: d.images, record: filepath.Join(run, "mounts.json"), byDir: map[string]*mount{}, uppers: map[string]bool{},
@@ -95,6 +99,18 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	d.sandboxes = &sandboxes{run: run, byID: map[string]*sandbox{}}
 	d.cleanUp(ctx, run)
 	return d.serve(ctx, filepath.Join(run, "daemon.sock"))
+}
+
+// cacheLimit is config.json's cache.max_bytes, or half of the disk.
+func cacheLimit(home api.Home) (int64, error) {
+	config, err := remote.LoadConfig(home.Config())
+	if err != nil {
+		return 0, err
+	}
+	if config.CacheMaxBytes > 0 {
+		return config.CacheMaxBytes, nil
+	}
+	return chunkcache.DefaultLimit(home.Cache("chunks"))
 }
 
 // lockHome keeps a second daemon away, from before it touches anything until this one has closed everything.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -29,6 +30,8 @@ func (d *daemon) handler() http.Handler {
 	handle("POST /v1/prune", d.postPrune)
 	handle("GET /v1/usage", d.getUsage)
 	handle("POST /v1/verify", d.postVerify)
+	handle("POST /v1/index/push", d.postIndexPush)
+	handle("POST /v1/index/pull", d.postIndexPull)
 	handle("POST /v1/inspect", d.postInspect)
 	handle("GET /v1/configs/{digest}", d.getConfig)
 	handle("POST /v1/mounts", d.postMount)
@@ -49,7 +52,7 @@ func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.Res
 		d.lastUse.Store(time.Now().UnixNano())
 		d.requests.Add(-1)
 	}()
-	err := fn(w, r)
+	err := d.recovered(w, r, fn)
 	if err == nil {
 		return
 	}
@@ -58,6 +61,17 @@ func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.Res
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status(e))
 	json.NewEncoder(w).Encode(e)
+}
+
+// recovered runs fn and returns its panic as an error: one request's bug is not the others' end.
+func (d *daemon) recovered(w http.ResponseWriter, r *http.Request, fn func(http.ResponseWriter, *http.Request) error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			d.Log.Error("panic", "value", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("bug in the msb-fs daemon: %v: please report its log, %s", v, d.home.Log())
+		}
+	}()
+	return fn(w, r)
 }
 
 func read(r *http.Request, v any) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ type images struct {
 	pins     pins
 	registry *registry
 	cache    *chunkcache.Cache
+	log      *slog.Logger
 
 	// space is held by those who remove what is not in use, and shared by those who are opening an image. It is taken
 	// before mu.
@@ -47,7 +49,8 @@ type openImage struct {
 // openLayer is a layer that open images stand on.
 type openLayer struct {
 	*layer.Layer
-	blob *remote.Blob
+	blob  *remote.Blob
+	lease *chunkcache.Lease // of its chunks
 
 	refs int // guarded by images.mu
 }
@@ -105,6 +108,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 	if err != nil {
 		return nil, 0, err
 	}
+	im.seekIndexes(ctx, img, a)
 	fresh := &openImage{Image: img, refs: 1}
 	before := im.layersFetched()
 	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
@@ -116,7 +120,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 		trees[i] = l
 		base += before[l]
 	}
-	fresh.tree, err = fs.New(ctx, trees, im.cache, fs.Options{File: im.treeFile(img.Digest)})
+	fresh.tree, err = fs.New(ctx, trees, im.cache, fs.Options{File: im.treeFor(fresh)})
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("open %s: %w", img.Reference, err), im.releaseLayers(fresh.layers))
 	}
@@ -150,6 +154,16 @@ func (im *images) layersFetched() map[*openLayer]int64 {
 		n[l] = l.blob.Stats().Bytes
 	}
 	return n
+}
+
+// treeFor is where o's merged tree is kept. It is not kept while a layer's index is somebody else's word.
+func (im *images) treeFor(o *openImage) string {
+	for _, l := range o.layers {
+		if mode, _ := l.Mode(); mode == layer.LazyIndex && !l.Trusted() {
+			return ""
+		}
+	}
+	return im.treeFile(o.Digest)
 }
 
 func (im *images) treeFile(digest string) string {
@@ -192,17 +206,43 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 	if l := im.joinLayer(d.Digest, nil); l != nil {
 		return l, nil
 	}
-	blob := c.Blob(img, d, a)
-	opened, err := layer.Open(ctx, layer.Descriptor{Digest: d.Digest, DiffID: d.DiffID, MediaType: d.MediaType, Size: d.Size,
-		Annotations: d.Annotations}, blob, layer.Options{Dir: im.home.Cache("layers"), Chunks: im.cache})
+	fresh := &openLayer{blob: c.Blob(img, d, a), lease: im.cache.Lease(), refs: 1}
+	var err error
+	fresh.Layer, err = layer.Open(ctx, descriptor(d), fresh.blob, layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
 	if err != nil {
+		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
 	}
-	fresh := &openLayer{Layer: opened, blob: blob, refs: 1}
+	for key := range fresh.Digests() {
+		fresh.lease.Add(key)
+	}
 	if l := im.joinLayer(d.Digest, fresh); l != fresh { // somebody was faster
-		return l, opened.Close()
+		return l, fresh.close()
 	}
 	return fresh, nil
+}
+
+// descriptor is l as package layer wants it.
+func descriptor(l remote.Layer) layer.Descriptor {
+	return layer.Descriptor{Digest: l.Digest, DiffID: l.DiffID, MediaType: l.MediaType, Size: l.Size, Annotations: l.Annotations}
+}
+
+// close lets go of l, which nobody uses any more.
+func (l *openLayer) close() error {
+	defer l.lease.Release()
+	return errors.Join(l.Layer.Close(), l.blob.Close())
+}
+
+// leasedStore is the cache for a layer that does not know its chunks yet: what it stores is leased as it comes.
+type leasedStore struct {
+	*chunkcache.Cache
+	lease *chunkcache.Lease
+}
+
+// Put stores data under key for as long as the layer is open at least.
+func (s leasedStore) Put(ctx context.Context, key chunkcache.Key, data []byte) error {
+	s.lease.Add(key)
+	return s.Cache.Put(ctx, key, data)
 }
 
 // joinLayer takes a reference to the open, sound layer of that digest; where there is none it enters fresh.
@@ -266,7 +306,7 @@ func (im *images) releaseLayers(ls []*openLayer) error {
 		}
 		im.mu.Unlock()
 		if last {
-			errs = append(errs, l.Close())
+			errs = append(errs, l.close())
 		}
 	}
 	return errors.Join(errs...)

@@ -101,6 +101,7 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 			return fmt.Errorf("open upper %s: %w", m.Upper, err)
 		}
 		raw = m.upper
+		opts.Adjust = cow.ServerOptions
 	}
 	if m.fuse, err = fs.Mount(ctx, raw, m.Dir, opts); err != nil {
 		if m.upper != nil {

@@ -12,12 +12,13 @@ import (
 // registry hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
 // the client they were opened with. It is safe for concurrent use.
 type registry struct {
-	config string // path of config.json
+	path   string // of config.json
 	logins *remote.Logins
 
 	mu      sync.Mutex
 	current *remote.Client
-	changed time.Time // config.json's mtime when current was made; zero when there was none
+	parsed  *remote.Config // current's
+	changed time.Time      // config.json's mtime when current was made; zero when there was none
 	size    int64
 	past    remote.Stats // of clients that current has replaced
 }
@@ -25,26 +26,37 @@ type registry struct {
 // client returns the client, and a as it understands it.
 func (r *registry) client(a api.Access) (*remote.Client, remote.Access, error) {
 	access := remote.Access{Insecure: a.Insecure, CACerts: a.CACerts, Username: a.Username, Password: a.Password, Platform: a.Platform, Env: a.Env}
+	c, _, err := r.load()
+	return c, access, err
+}
+
+// config returns what config.json says now.
+func (r *registry) config() (*remote.Config, error) {
+	_, config, err := r.load()
+	return config, err
+}
+
+func (r *registry) load() (*remote.Client, *remote.Config, error) {
 	var changed time.Time
 	var size int64
-	if fi, err := os.Stat(r.config); err == nil {
+	if fi, err := os.Stat(r.path); err == nil {
 		changed, size = fi.ModTime(), fi.Size()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.current != nil && r.changed.Equal(changed) && r.size == size {
-		return r.current, access, nil
+		return r.current, r.parsed, nil
 	}
-	config, err := remote.LoadConfig(r.config)
+	config, err := remote.LoadConfig(r.path)
 	if err != nil {
-		return nil, access, err
+		return nil, nil, err
 	}
 	if r.current != nil {
 		r.past = r.past.Add(r.current.Stats())
 	}
 	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins})
-	r.changed, r.size = changed, size
-	return r.current, access, nil
+	r.parsed, r.changed, r.size = config, changed, size
+	return r.current, config, nil
 }
 
 // stats are the counters of all clients there have been.

@@ -130,7 +130,7 @@ func (s *sandbox) serve(ctx context.Context, listening, kernelUp func(), fault f
 			return nil, err
 		}
 		return vmboot.WithFiles(upper, files)
-	}, virtiofs.Options{FUSE: fs.ServerOptions(fs.MountOptions{Name: s.id, Panic: fault}), OnInit: kernelUp, OnFault: func(err error) { fault(err) }})
+	}, virtiofs.Options{FUSE: fs.ServerOptions(fs.MountOptions{Name: s.id, Adjust: cow.ServerOptions, Panic: fault}), OnInit: kernelUp, OnFault: func(err error) { fault(err) }})
 }
 
 // opened records that s's image is open.
