@@ -21,7 +21,8 @@ type authorizer struct {
 	lock      chan struct{} // of capacity 1: held while what follows is read or changed, also while a token is fetched
 	challenge challenge     // what the registry wants; scheme "" = not known to want anything
 	basic     string        // Authorization header of a basic registry
-	tokens    map[string]*token
+	tokens    map[string]*token // by the scope asked for here
+	scopes    map[string]string // by the same: what the registry calls it, as proxies that rename repositories do
 }
 
 // token is a bearer token of one scope.
@@ -69,6 +70,9 @@ func (a *authorizer) answer(ctx context.Context, resp *http.Response, r request,
 	}
 	a.challenge = c
 	delete(a.tokens, r.scope())
+	if its := c.params["scope"]; its != "" {
+		a.scopes[r.scope()] = its
+	}
 	switch c.scheme {
 	case "basic":
 		cfg, err := a.credentials(ctx)
@@ -141,8 +145,11 @@ func (a *authorizer) exchange(ctx context.Context, r request, scope, scheme stri
 	defer cancel()
 	r.count.addRequest(r.class)
 	var scopes []string
-	if scope != "" {
-		scopes = []string{scope}
+	if its := a.scopes[scope]; its != "" {
+		scopes = append(scopes, its)
+	}
+	if scope != "" && scope != a.scopes[scope] {
+		scopes = append(scopes, scope)
 	}
 	got, err := transport.Exchange(ctx, e.reg, authn.FromConfig(cfg), e.transport, scopes,
 		&transport.Challenge{Scheme: "bearer", Parameters: a.challenge.params, Insecure: scheme == "http"})

@@ -29,11 +29,9 @@ func serve(tb testing.TB, ro registry.Options, co Options, layers ...[]byte) (*r
 	}
 	c := NewClient(co)
 	tb.Cleanup(func() { c.Close() })
-	a := amd64
-	if ro.CA != nil {
-		a.CACerts = ro.CA.PEM()
-	}
-	img, err := c.Resolve(context.Background(), s.Host()+"/a/b:1", a)
+	patient := NewClient(Options{}) // whatever stall c is to be tested with
+	defer patient.Close()
+	img, err := patient.Resolve(context.Background(), s.Host()+"/a/b:1", amd64)
 	if err != nil {
 		tb.Fatal(err)
 	}

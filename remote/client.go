@@ -62,6 +62,7 @@ type Client struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 	stats  counter
+	spare  sync.Pool // *[rangeSize]byte, buffers of flights that are over
 
 	mu         sync.Mutex // guards what follows
 	closed     bool
@@ -204,7 +205,7 @@ func (c *Client) endpoint(hostName, scheme string, a Access, override bool) (*en
 	default:
 		e.setScheme("https")
 	}
-	e.auth = &authorizer{endpoint: e, lock: make(chan struct{}, 1), tokens: map[string]*token{}}
+	e.auth = &authorizer{endpoint: e, lock: make(chan struct{}, 1), tokens: map[string]*token{}, scopes: map[string]string{}}
 	e.auth.credentials = c.credentialChain(hostName, cfg, key.user, key.password, a.Env)
 	c.endpoints[key] = e
 	return e, nil

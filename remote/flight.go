@@ -145,6 +145,29 @@ func (b *Blob) forget(f *flight) {
 	if i := slices.Index(b.flights, f); i >= 0 {
 		b.flights = slices.Delete(b.flights, i, i+1)
 	}
+	f.recycle()
+}
+
+// buffer returns n bytes, used ones if there are any: at a gigabit per second the collector would otherwise be behind.
+func (c *Client) buffer(n int64) []byte {
+	if n <= rangeSize/2 {
+		return make([]byte, n)
+	}
+	if p, ok := c.spare.Get().(*[rangeSize]byte); ok {
+		return p[:n]
+	}
+	return new([rangeSize]byte)[:n]
+}
+
+// recycle gives f's buffer back once nobody writes or reads it any more. The caller holds Blob.mu.
+func (f *flight) recycle() {
+	if !f.over || f.refs > 0 || f.kept > 0 {
+		return
+	}
+	if cap(f.buf) == rangeSize {
+		f.blob.client.spare.Put((*[rangeSize]byte)(f.buf[:rangeSize]))
+	}
+	f.buf, f.got = nil, 0
 }
 
 // read copies bytes from offset off of the blob, up to end, waiting until there are some.
@@ -247,7 +270,7 @@ func (f *flight) turn() (wait time.Duration, err error) {
 	b.mu.Lock()
 	f.started = true
 	if f.buf == nil {
-		f.buf = make([]byte, f.n)
+		f.buf = b.client.buffer(f.n)
 	}
 	b.mu.Unlock()
 
