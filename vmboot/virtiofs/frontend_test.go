@@ -54,8 +54,9 @@ func startBackend(tb testing.TB, open func(context.Context) (fuse.RawFileSystem,
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &backend{path: path, cancel: cancel, done: make(chan error, 1)}
 	go func() {
-		defer ln.Close()
-		b.done <- Serve(ctx, ln, open, o)
+		err := Serve(ctx, ln, open, o)
+		ln.Close()
+		b.done <- err
 	}()
 	tb.Cleanup(cancel)
 	return b
@@ -407,7 +408,7 @@ func (q *driverQueue) roundTrip(in []byte, room int) ([]byte, error) {
 // put makes a chain from descriptor first on: in readable, then rooms writable. The buffers are in fixed places that
 // depend on first only, so that chains of different first (4 apart) do not share them.
 func (q *driverQueue) put(first int, in [][]byte, rooms []int) (out []uint64) {
-	base := uint64(highGuest) + uint64(first)*4*8192 + uint64(q.index)*(regionSize/4)
+	base := q.buffer(first, 0)
 	i := first
 	last := first + len(in) + len(rooms) - 1
 	add := func(addr uint64, n, flags int) {
@@ -428,6 +429,11 @@ func (q *driverQueue) put(first int, in [][]byte, rooms []int) (out []uint64) {
 		base += uint64(n+63) &^ 63
 	}
 	return out
+}
+
+// buffer is where put has the buffer that follows n bytes of a chain from descriptor first.
+func (q *driverQueue) buffer(first, n int) uint64 {
+	return uint64(highGuest) + uint64(first)*4*8192 + uint64(q.index)*(regionSize/4) + uint64(n+63)&^63
 }
 
 var uniques atomic.Uint64

@@ -51,8 +51,11 @@ func (s *server) serve(r *run, w *worker) (n int, done bool) {
 		errno = w.prepareReply(q)
 	}
 	if errno != 0 {
-		if errno != syscall.ENOSYS {
+		if errno != syscall.ENOSYS && errno != syscall.ENAMETOOLONG { // which an honest program can cause
 			s.fault(fmt.Errorf("queue %d: FUSE request %d of %d bytes, %d writable: %w", r.queue.index, q.op, w.chain.inLen, w.chain.outLen, errno))
+		}
+		if w.chain.inLen < inHeaderSize {
+			return 0, true // an answer to what?
 		}
 		return w.fail(q, errno), true
 	}
