@@ -127,6 +127,9 @@ func (l *Layer) settle(m Mode, reason string) error {
 	if !l.untrusted {
 		close(l.done)
 	}
+	if l.o.Chunks != nil {
+		l.owned.Go(l.survey)
+	}
 	return nil
 }
 

@@ -75,6 +75,18 @@ func TestImport(t *testing.T) {
 			if !again.Trusted() {
 				t.Error("its own index is not trusted")
 			}
+			again.owned.Wait()
+			if m, why := again.Mode(); m != Full {
+				t.Errorf("all is stored, the mode is %s (%s)", m, why)
+			}
+			if have, total := again.Progress(); have != total {
+				t.Errorf("all is stored, progress is %d of %d", have, total)
+			}
+			for dir, lazy := range map[string]bool{o.Dir: true, t.TempDir(): false, "": false} {
+				if Lazy(dir, d) != lazy {
+					t.Errorf("Lazy is %v", !lazy)
+				}
+			}
 		})
 	}
 }

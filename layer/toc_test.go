@@ -44,6 +44,9 @@ func TestTOCTrust(t *testing.T) {
 			if m, why := l.Mode(); m != tt.mode || !strings.Contains(why, tt.why) {
 				t.Errorf("mode %s (%s), want %s (%s)", m, why, tt.mode, tt.why)
 			}
+			if lazy := Lazy("", descriptor(tt.blob, typeGzip, tt.ann)); tt.mode == LazyTOC && !lazy {
+				t.Error("not Lazy")
+			}
 			mb.gate.open(len(tt.blob))
 			if es := allEntries(t, l); tt.name == "a name that JSON cannot hold" && es[0].Name != "caf\xe9" {
 				t.Errorf("name %q", es[0].Name)
