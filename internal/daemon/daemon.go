@@ -89,9 +89,9 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.cache.Close()) }()
 
-	registry := &registry{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
-	defer func() { err = errors.Join(err, registry.close()) }()
-	d.images = &images{home: home, pins: pins{store}, registry: registry, cache: d.cache, log: o.Log,
+	registries := &registries{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
+	defer func() { err = errors.Join(err, registries.close()) }()
+	d.images = &images{home: home, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log,
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
 	d.mounts = &mounts{images: d.images, record: filepath.Join(run, "mounts.json"), byDir: map[string]*mount{}, uppers: map[string]bool{},

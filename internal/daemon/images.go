@@ -21,11 +21,11 @@ import (
 // images resolves references and keeps the images that are in use open, each once however many mounts and sandboxes
 // show it, and each layer once however many images stand on it. It is safe for concurrent use.
 type images struct {
-	home     api.Home
-	pins     pins
-	registry *registry
-	cache    *chunkcache.Cache
-	log      *slog.Logger
+	home       api.Home
+	pins       pins
+	registries *registries
+	cache      *chunkcache.Cache
+	log        *slog.Logger
 
 	// space is held by those who remove what is not in use, and shared by those who are opening an image. It is taken
 	// before mu.
@@ -81,11 +81,16 @@ func (im *images) resolve(ctx context.Context, req api.ImageRequest) (*remote.Im
 		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown pull policy %q: use %s, %s or %s",
 			req.Pull, api.PullIfMissing, api.PullAlways, api.PullNever)}
 	}
-	client, access, err := im.registry.client(req.Access)
+	client, access, err := im.registries.client(req.Access)
 	if err != nil {
 		return nil, err
 	}
-	img, err := client.Resolve(ctx, ref, access)
+	var img *remote.Image
+	if cached == nil {
+		img, err = client.Resolve(ctx, ref, access)
+	} else {
+		img, err = client.Revalidate(ctx, cached, access)
+	}
 	if errors.Is(err, remote.ErrUnreachable) && cached != nil {
 		return nil, &api.Error{Code: api.CodeUnreachable, Message: fmt.Sprintf(
 			"%v; %s is cached: use --pull %s", err, rec.Digest, api.PullIfMissing)}
@@ -104,7 +109,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 	}
 	im.space.RLock()
 	defer im.space.RUnlock()
-	client, access, err := im.registry.client(a)
+	client, access, err := im.registries.client(a)
 	if err != nil {
 		return nil, 0, err
 	}

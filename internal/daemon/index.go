@@ -29,11 +29,11 @@ const (
 // findIndexes brings the indexes of img's layers, as far as they are needed and somebody has published them: in the
 // repositories of config.json's index.pull_from, or beside the image. That there is none is no error.
 func (im *images) findIndexes(ctx context.Context, img *remote.Image, a api.Access) (found int, err error) {
-	client, access, err := im.registry.client(a)
+	client, access, err := im.registries.client(a)
 	if err != nil {
 		return 0, err
 	}
-	config, err := im.registry.config()
+	config, err := im.registries.config()
 	if err != nil {
 		return 0, err
 	}
@@ -118,7 +118,7 @@ func (im *images) importIndex(ctx context.Context, c *remote.Client, reference s
 
 // pushIndexes publishes the indexes of img's layers to repository and returns the artifact's digest and how many there are.
 func (im *images) pushIndexes(ctx context.Context, repository string, img *remote.Image, a api.Access) (digest string, n int, err error) {
-	client, access, err := im.registry.client(a)
+	client, access, err := im.registries.client(a)
 	if err != nil {
 		return "", 0, err
 	}
@@ -151,7 +151,7 @@ func (d *daemon) postIndexPush(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	config, err := d.images.registry.config()
+	config, err := d.images.registries.config()
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (d *daemon) postIndexPull(w http.ResponseWriter, r *http.Request) error {
 	if req.Repository == "" {
 		n, err = d.images.findIndexes(r.Context(), img, req.Access)
 	} else {
-		client, access, cerr := d.images.registry.client(req.Access)
+		client, access, cerr := d.images.registries.client(req.Access)
 		if cerr != nil {
 			return cerr
 		}

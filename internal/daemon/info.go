@@ -54,7 +54,7 @@ func (d *daemon) getConfig(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *daemon) getStats(w http.ResponseWriter, r *http.Request) error {
-	c, net := d.cache.Stats(), d.images.registry.stats()
+	c, net := d.cache.Stats(), d.images.registries.stats()
 	s := api.Stats{Hits: c.Hits, Misses: c.Misses, BytesFetched: net.Bytes, Requests: net.Requests, CacheBytes: c.Bytes,
 		CacheChunks: c.Chunks, Refetched: c.Refetched, RSS: rss(), Mounts: []api.MountStats{}, Sandboxes: []api.MountStats{}, Images: []api.Image{}}
 	if c.Bytes > 0 {

@@ -9,9 +9,9 @@ import (
 	"github.com/microsandbox/msb-fs/remote"
 )
 
-// registry hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
+// registries hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
 // the client they were opened with. It is safe for concurrent use.
-type registry struct {
+type registries struct {
 	path   string // of config.json
 	logins *remote.Logins
 
@@ -24,19 +24,19 @@ type registry struct {
 }
 
 // client returns the client, and a as it understands it.
-func (r *registry) client(a api.Access) (*remote.Client, remote.Access, error) {
+func (r *registries) client(a api.Access) (*remote.Client, remote.Access, error) {
 	access := remote.Access{Insecure: a.Insecure, CACerts: a.CACerts, Username: a.Username, Password: a.Password, Platform: a.Platform, Env: a.Env}
 	c, _, err := r.load()
 	return c, access, err
 }
 
 // config returns what config.json says now.
-func (r *registry) config() (*remote.Config, error) {
+func (r *registries) config() (*remote.Config, error) {
 	_, config, err := r.load()
 	return config, err
 }
 
-func (r *registry) load() (*remote.Client, *remote.Config, error) {
+func (r *registries) load() (*remote.Client, *remote.Config, error) {
 	var changed time.Time
 	var size int64
 	if fi, err := os.Stat(r.path); err == nil {
@@ -60,7 +60,7 @@ func (r *registry) load() (*remote.Client, *remote.Config, error) {
 }
 
 // stats are the counters of all clients there have been.
-func (r *registry) stats() remote.Stats {
+func (r *registries) stats() remote.Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.current == nil {
@@ -70,7 +70,7 @@ func (r *registry) stats() remote.Stats {
 }
 
 // close ends the current client. Those it has replaced hold nothing but idle connections.
-func (r *registry) close() error {
+func (r *registries) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.current == nil {
