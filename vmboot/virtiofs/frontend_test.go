@@ -261,15 +261,9 @@ func (q *driverQueue) start(base int) {
 	if q.kick < 0 {
 		q.kick, q.call = eventfd(f.tb), eventfd(f.tb)
 	}
-	f.send(msgSetVringNum, 0, state(q.index, q.size))
-	f.send(msgSetVringBase, 0, state(q.index, base))
-	addr := state(q.index, 0)
-	for _, a := range []uint64{q.desc, q.used, q.avail, 0} {
-		addr = binary.LittleEndian.AppendUint64(addr, a+lowUser)
+	if err := q.tryStart(base); err != nil {
+		f.tb.Fatal(err)
 	}
-	f.send(msgSetVringAddr, 0, addr)
-	f.send(msgSetVringKick, 0, u64(uint64(q.index)), q.kick)
-	f.send(msgSetVringCall, 0, u64(uint64(q.index)), q.call)
 	f.acked(msgSetVringEnable, state(q.index, 1))
 }
 
