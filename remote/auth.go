@@ -18,9 +18,9 @@ type authorizer struct {
 	endpoint    *endpoint
 	credentials func(context.Context) (authn.AuthConfig, error)
 
-	lock      chan struct{} // of capacity 1: held while what follows is read or changed, also while a token is fetched
-	challenge challenge     // what the registry wants; scheme "" = not known to want anything
-	basic     string        // Authorization header of a basic registry
+	lock      chan struct{}     // of capacity 1: held while what follows is read or changed, also while a token is fetched
+	challenge challenge         // what the registry wants; scheme "" = not known to want anything
+	basic     string            // Authorization header of a basic registry
 	tokens    map[string]*token // by the scope asked for here
 	scopes    map[string]string // by the same: what the registry calls it, as proxies that rename repositories do
 }

@@ -192,3 +192,60 @@ func BenchmarkOnDemandUnderLoad(b *testing.B) {
 		})
 	}
 }
+
+// A new client resolves an image and reads 64 KiB of each of its four layers, all of which start when the manifest is
+// there: "rtts" is how many round trips that took.
+func BenchmarkColdStart(b *testing.B) {
+	ca, err := registry.NewCA()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		o    registry.Options
+	}{
+		{"plain", registry.Options{}},
+		{"tls", registry.Options{CA: ca}},
+		{"tls,bearer,objectstore", registry.Options{CA: ca, Auth: registry.Auth{Bearer: true}, ObjectStore: true}},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			tt.o.Link = registry.NewLink(0, benchRTT)
+			s, err := registry.Start(tt.o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			var layers [][]byte
+			for i := range 4 {
+				layers = append(layers, append([]byte{byte(i)}, randomBytes(1<<20)...))
+			}
+			addImage(b, s, "a/b:1", layers...)
+			a := amd64
+			a.CACerts = ca.PEM()
+			plain := tt.o.CA == nil
+			a.Insecure = &plain
+			var took time.Duration
+			for b.Loop() {
+				c := NewClient(Options{})
+				start := time.Now()
+				var wg sync.WaitGroup
+				_, err := c.ResolveEarly(context.Background(), s.Host()+"/a/b:1", a, func(img *Image) {
+					for _, l := range img.Layers {
+						wg.Go(func() {
+							if _, err := c.Blob(img, l, a).ReadAt(context.Background(), make([]byte, 64<<10), 1000); err != nil {
+								b.Error(err)
+							}
+						})
+					}
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				wg.Wait()
+				took += time.Since(start)
+				c.Close()
+			}
+			b.ReportMetric(took.Seconds()/float64(b.N)/benchRTT.Seconds(), "rtts")
+		})
+	}
+}

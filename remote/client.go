@@ -68,7 +68,7 @@ type Client struct {
 	closed     bool
 	endpoints  map[endpointKey]*endpoint
 	hosts      map[string]*host
-	transports map[transportKey]*http.Transport
+	transports map[transportKey]*network
 	upstreams  map[upstreamKey]*upstream
 	streams    int       // open Blob.Open readers
 	kept       []*flight // read ahead, oldest first
@@ -94,7 +94,7 @@ func NewClient(o Options) *Client {
 		options: o, config: o.Config, stall: o.StallTimeout,
 		now: time.Now, sleep: sleepContext,
 		endpoints: map[endpointKey]*endpoint{}, hosts: map[string]*host{},
-		transports: map[transportKey]*http.Transport{}, upstreams: map[upstreamKey]*upstream{},
+		transports: map[transportKey]*network{}, upstreams: map[upstreamKey]*upstream{},
 	}
 	if c.config == nil {
 		c.config = &Config{}

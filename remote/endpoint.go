@@ -25,13 +25,30 @@ type endpoint struct {
 	client    *Client
 	host      *host
 	reg       name.Registry
-	transport *http.Transport
+	transport *network
 	auth      *authorizer
 	ca        []byte       // PEM, given for the call; counts for where the registry redirects to as well
 	scheme    atomic.Value // string; unset while it is not known whether a loopback registry speaks TLS
 }
 
 func (e *endpoint) setScheme(s string) { e.scheme.Store(s) }
+
+// warm makes connections ahead, where it is known how.
+func (e *endpoint) warm() {
+	if scheme, known := e.scheme.Load().(string); known {
+		e.transport.warm(&url.URL{Scheme: scheme, Host: e.reg.RegistryStr()})
+	}
+}
+
+// warmElsewhere does so for where it redirects to.
+func (e *endpoint) warmElsewhere(u *url.URL) {
+	e.client.mu.Lock()
+	n, err := e.client.transport(canonicalHost(u.Host), e.ca)
+	e.client.mu.Unlock()
+	if err == nil {
+		n.warm(u)
+	}
+}
 
 // request is what an endpoint is asked.
 type request struct {

@@ -154,6 +154,7 @@ func (b *Blob) request(ctx context.Context, s *source, off, n int64, class prior
 	if !isBlob(resp) {
 		return nil, storageFailure(resp, c.now())
 	}
+	s.warmElsewhere(at)
 	b.relocate(s, nil, &location{url: at, expires: expiry(at.Query())})
 	return resp, nil
 }

@@ -52,6 +52,7 @@ func (c *Client) resolve(ctx context.Context, r name.Reference, a Access, early 
 	if err != nil {
 		return nil, err
 	}
+	u.order()[0].warm() // layers will be asked for all at once
 	data, err := u.manifest(ctx, r.Identifier(), nil)
 	if err != nil {
 		return nil, err

@@ -13,8 +13,18 @@ import (
 // transportKey is what connections may be shared by.
 type transportKey struct{ host, ca string }
 
-// transport returns the connections to a host; the caller holds c.mu. Hosts that config.json says nothing about share theirs.
-func (c *Client) transport(host string, ca []byte) (*http.Transport, error) {
+// network is connections, those in use and those made ahead.
+type network struct {
+	*http.Transport
+	warmer *warmer
+}
+
+// idleTimeout is how long a connection nobody uses is kept.
+const idleTimeout = 90 * time.Second
+
+// transport returns the connections to a host; the caller holds c.mu. Hosts that config.json says nothing about share
+// theirs.
+func (c *Client) transport(host string, ca []byte) (*network, error) {
 	cfg := c.config.Hosts[host]
 	key := transportKey{ca: digestKey(ca)}
 	if cfg != nil {
@@ -31,14 +41,13 @@ func (c *Client) transport(host string, ca []byte) (*http.Transport, error) {
 	}
 	t := &http.Transport{
 		Proxy:               c.options.Proxy,
-		DialContext:         c.options.Dial,
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: 10 * time.Second,
 		// Ranges of one blob travel over several connections: one of HTTP/2 has one congestion window, and one lost packet
 		// holds up all of its streams.
 		Protocols:           new(http.Protocols),
 		MaxIdleConnsPerHost: c.options.ConnsPerHost,
-		IdleConnTimeout:     90 * time.Second,
+		IdleConnTimeout:     idleTimeout,
 		// Blobs are compressed already, and a Range of a transparently inflated body would mean something else.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
@@ -49,11 +58,14 @@ func (c *Client) transport(host string, ca []byte) (*http.Transport, error) {
 	if t.Proxy == nil {
 		t.Proxy = http.ProxyFromEnvironment
 	}
-	if t.DialContext == nil {
-		t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	w := &warmer{client: c, dial: c.options.Dial, tls: tlsConfig, ready: map[string][]*warmConn{}, since: map[string]time.Time{}}
+	if w.dial == nil {
+		w.dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	}
-	c.transports[key] = t
-	return t, nil
+	t.DialContext, t.DialTLSContext = w.dialTCP, w.dialTLS
+	n := &network{t, w}
+	c.transports[key] = n
+	return n, nil
 }
 
 // tlsSettings adds roots to the system's, never replacing them.

@@ -232,6 +232,9 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 		return nil, watch.explain(err)
 	}
 	s.host.link.firstByte(u.client.now().Sub(begin), false)
+	if at.Host != s.reg.RegistryStr() {
+		s.warmElsewhere(at) // blobs are where one of them is
+	}
 	switch {
 	case resp.StatusCode == http.StatusNotModified && r.header.Get("If-None-Match") != "":
 		discard(resp)
