@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,9 @@ func (l *Layer) Fetch(ctx context.Context, c Chunk) ([]byte, error) {
 	err := l.wait(ctx, func() bool {
 		if l.t.sane(c.Index) {
 			rec = l.t.chunks[c.Index]
+			if rec.digest == (Digest{}) {
+				rec.digest = l.known[c.Index]
+			}
 		}
 		return true
 	})
@@ -46,14 +50,48 @@ func (l *Layer) Fetch(ctx context.Context, c Chunk) ([]byte, error) {
 	if rec.hole() {
 		return make([]byte, c.Size), nil
 	}
+	return l.fetchTwice(ctx, c.Index, &rec)
+}
+
+// learn fetches chunk num in order to know its digest.
+func (l *Layer) learn(ctx context.Context, num int) (Digest, error) {
+	l.mu.RLock()
+	rec := chunkRec{}
+	if l.t.sane(num) {
+		rec = l.t.chunks[num]
+	}
+	l.mu.RUnlock()
+	data, err := l.fetchTwice(ctx, num, &rec)
+	if err != nil {
+		return Digest{}, err
+	}
+	d := Digest(sha256.Sum256(data))
+	l.note(num, d)
+	return d, nil
+}
+
+// note takes down what the digest of chunk num is.
+func (l *Layer) note(num int, d Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known == nil {
+		l.known = make(map[int]Digest)
+	}
+	l.known[num] = d
+}
+
+func (l *Layer) fetchTwice(ctx context.Context, num int, rec *chunkRec) ([]byte, error) {
 	for try := 0; ; try++ {
-		data, err := l.fetch(ctx, c.Index, &rec)
+		data, err := l.fetch(ctx, num, rec)
+		if err == nil {
+			err = rec.check(data)
+		}
 		// Bytes that are wrong may come from a bad proxy or cache on the way: once more.
 		if err == nil || try > 0 || !errors.Is(err, ErrCorrupt) {
 			if err != nil {
-				err = fmt.Errorf("fetch from layer %s: %w", l.d.Digest, err)
+				return nil, fmt.Errorf("fetch from layer %s: %w", l.d.Digest, err)
 			}
-			return data, err
+			return data, nil
 		}
 	}
 }
@@ -164,8 +202,13 @@ func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 			if n == num || all {
 				f.got[n] = bytes.Clone(data)
 			}
-			if n != num && st != nil && !st.Has(c.digest) {
-				_ = st.Put(ctx, c.digest, data) // it can be fetched again
+			d := c.digest
+			if d == (Digest{}) {
+				d = sha256.Sum256(data)
+				l.note(n, d)
+			}
+			if (n != num || c.digest != d) && st != nil && !st.Has(d) {
+				_ = st.Put(ctx, d, data) // it can be fetched again
 			}
 			if n == num && !all {
 				return io.EOF

@@ -19,7 +19,7 @@ import (
 // zstd frame with its own checksum, looked at when it is used.
 const (
 	indexMagic   = "msblayer"
-	indexVersion = 1
+	indexVersion = 2
 	indexHeader  = 512 // bytes
 )
 
@@ -35,10 +35,10 @@ type header struct {
 	Blob     int64
 	End      int64
 	Tar      int64
-	Sections [5]section
+	Sections [6]section
 }
 
-// section is a part of the file: entries, chunks, spans, text, windows.
+// section is a part of the file: entries, chunks, spans, text, span digests, windows.
 type section struct {
 	Off, Len int64
 	CRC      uint32
@@ -80,7 +80,7 @@ func appendIndex(b []byte, t *table, layer, diffID, toc Digest) ([]byte, error) 
 	copy(h.Magic[:], indexMagic)
 	start := len(b)
 	b = append(b, make([]byte, indexHeader)...)
-	for i, s := range [5][]byte{records(t.entries), records(t.chunks), records(t.spans), t.text, t.windows} {
+	for i, s := range [6][]byte{records(t.entries), records(t.chunks), records(t.spans), t.text, records(t.sums), t.windows} {
 		h.Sections[i] = section{Off: int64(len(b) - start), Len: int64(len(s)), CRC: crc32.Checksum(s, castagnoli())}
 		b = append(b, s...)
 		b = append(b, make([]byte, -len(b)+start+(len(b)-start+7)/8*8)...)
@@ -110,22 +110,23 @@ func parseIndex(b []byte) (*table, *header, error) {
 	if binary.LittleEndian.Uint32(b[n:]) != crc32.Checksum(b[:n], castagnoli()) {
 		return nil, nil, fmt.Errorf("index file: header is damaged")
 	}
-	var parts [5][]byte
+	var parts [6][]byte
 	for i, s := range h.Sections {
 		if s.Off < indexHeader || s.Off%8 != 0 || s.Len < 0 || s.Off > int64(len(b)) || s.Len > int64(len(b))-s.Off {
 			return nil, nil, fmt.Errorf("index file: section %d is out of bounds", i)
 		}
 		parts[i] = b[s.Off : s.Off+s.Len : s.Off+s.Len]
-		if i < 4 && crc32.Checksum(parts[i], castagnoli()) != s.CRC {
+		if i < 5 && crc32.Checksum(parts[i], castagnoli()) != s.CRC {
 			return nil, nil, fmt.Errorf("index file: section %d is damaged", i)
 		}
 	}
-	t := &table{form: form(h.Form), blob: h.Blob, end: h.End, tar: h.Tar, text: parts[3], windows: parts[4]}
-	var ok [3]bool
+	t := &table{form: form(h.Form), blob: h.Blob, end: h.End, tar: h.Tar, text: parts[3], windows: parts[5]}
+	var ok [4]bool
 	t.entries, ok[0] = unrecords[entryRec](parts[0])
 	t.chunks, ok[1] = unrecords[chunkRec](parts[1])
 	t.spans, ok[2] = unrecords[spanRec](parts[2])
-	if ok != [3]bool{true, true, true} {
+	t.sums, ok[3] = unrecords[Digest](parts[4])
+	if ok != [4]bool{true, true, true, true} {
 		return nil, nil, fmt.Errorf("index file: records are cut")
 	}
 	if err := t.validate(); err != nil {

@@ -72,8 +72,9 @@ type Layer struct {
 	closed  bool                    // guarded by mu
 	stop    context.CancelCauseFunc // guarded by mu; ends the stream
 
-	untrusted bool          // guarded by mu; t was imported and is not verified yet
-	verifying *verification // guarded by mu; nil when none is under way
+	untrusted bool           // guarded by mu; t was imported and is not verified yet
+	known     map[int]Digest // guarded by mu; digests of chunks that t does not know, by number
+	verifying *verification  // guarded by mu; nil when none is under way
 }
 
 // Open opens the layer d, whose bytes are b. It returns as soon as entries can be asked for: with an index file in
@@ -189,8 +190,14 @@ func (l *Layer) Chunk(ctx context.Context, entry int, off int64) (c Chunk, err e
 			return false
 		}
 		c = l.t.chunk(n)
+		if c.Digest == (Digest{}) {
+			c.Digest = l.known[int(n)]
+		}
 		return true
 	})
+	if err == nil && c.Size > 0 && c.Digest == (Digest{}) {
+		c.Digest, err = l.learn(ctx, c.Index)
+	}
 	if err == nil && absent {
 		err = fmt.Errorf("layer %s: entry %d has no byte %d", l.d.Digest, entry, off)
 	}

@@ -27,12 +27,12 @@ func (l *Layer) Digests() iter.Seq[Digest] {
 			l.mu.RLock()
 			if l.sealed && l.err == nil {
 				for n := from; n < min(from+maxBatch, len(l.t.chunks)); n++ {
-					batch = append(batch, l.t.chunks[n].digest)
+					batch = append(batch, l.t.chunks[n].digest) // zero while it is not known
 				}
 			}
 			l.mu.RUnlock()
 			for _, d := range batch {
-				if !yield(d) {
+				if d != (Digest{}) && !yield(d) {
 					return
 				}
 			}
@@ -200,10 +200,11 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 		return l.err
 	case err != nil && !errors.Is(err, ErrCorrupt):
 		return err
-	case err == nil && !l.t.same(fresh.t):
+	case err == nil && !l.t.same(fresh.t, l.known):
 		err = fmt.Errorf("layer %s: %w", l.d.Digest, corrupt("the index pulled for it is not its"))
 	}
-	os.Remove(filepath.Join(l.o.Dir, pulledName(l.id)))
+	l.forget()
+	l.known = nil
 	old := l.file
 	l.t, l.file = fresh.t, fresh.file
 	if old != nil {
@@ -217,8 +218,9 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 	return err
 }
 
-// same says whether t and u tell of the same files in the same chunks.
-func (t *table) same(u *table) bool {
+// same says whether t and u tell of the same files in the same chunks. Digests that t does not have are in known, if they
+// have been found out.
+func (t *table) same(u *table, known map[int]Digest) bool {
 	if len(t.entries) != len(u.entries) || len(t.chunks) != len(u.chunks) {
 		return false
 	}
@@ -235,7 +237,11 @@ func (t *table) same(u *table) bool {
 	}
 	for i := range t.chunks {
 		a, b := &t.chunks[i], &u.chunks[i]
-		if a.digest != b.digest || a.offset != b.offset || a.len() != b.len() {
+		digest := a.digest
+		if digest == (Digest{}) {
+			digest = known[i]
+		}
+		if digest != (Digest{}) && digest != b.digest || a.offset != b.offset || a.len() != b.len() {
 			return false
 		}
 	}

@@ -25,6 +25,9 @@ type table struct {
 	spans   []spanRec
 	text    []byte // names, link targets, extended attributes
 	windows []byte // zstd frames, one for each span that has a window
+	// sums are the digests of the spans' bytes in the blob, where an imported index names these instead of those of
+	// chunks; else empty.
+	sums []Digest
 }
 
 // form is how the bytes of a layer's chunks are found in its blob.
@@ -65,9 +68,9 @@ type entryRec struct {
 
 // chunkRec is a Chunk and where it is in the blob. In the order of the table (span, inner) never decreases.
 type chunkRec struct {
-	digest Digest
-	offset int64 // in the file
-	inner  int64 // bytes from the start of the span to the chunk; of a sparse chunk: to its file's tar header
+	digest Digest // zero when nobody knows it yet: see table.sums
+	offset int64  // in the file
+	inner  int64  // bytes from the start of the span to the chunk; of a sparse chunk: to its file's tar header
 	span   uint32
 	size   uint32 // with the flags below
 }

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -161,35 +162,58 @@ func (t *tail) at(ctx context.Context, off, n int64) ([]byte, error) {
 	return p, nil
 }
 
-// footer finds the TOC by the footer at the end of tail, the end of a blob of size bytes.
+// footer finds the TOC by the footer at the end of tail, the end of a blob of size bytes. The forms of footers are in the
+// sources of estargz (gzip.go, the legacy one too) and of its zstdchunked package; parsing is done here because
+// estargz v0.19.1 panics at extra fields that are shorter than they say.
 func footer(tail []byte, size int64, f form) (off, end int64, err error) {
-	type parser interface {
-		FooterSize() int64
-		ParseFooter(p []byte) (int64, int64, int64, error)
+	var ok bool
+	switch n := len(tail); {
+	case f == formZstdParts && n >= zstdchunked.FooterSize:
+		off, end, ok = zstdFooter(tail[n-zstdchunked.FooterSize:])
+	case f == formGzipParts && n >= estargz.FooterSize:
+		if off, ok = gzipFooter(tail[n-estargz.FooterSize:], "SG\x16\x00"); ok {
+			end = size - estargz.FooterSize
+		} else if off, ok = gzipFooter(tail[n-legacyFooterSize:], ""); ok {
+			end = size - legacyFooterSize
+		}
 	}
-	parsers := []parser{&estargz.GzipDecompressor{}, &estargz.LegacyGzipDecompressor{}}
-	if f == formZstdParts {
-		parsers = []parser{&zstdchunked.Decompressor{}}
+	if !ok {
+		return 0, 0, noTOC("the blob has no footer")
 	}
-	for _, p := range parsers {
-		n := p.FooterSize()
-		if int64(len(tail)) < n {
-			continue
-		}
-		_, off, length, err := p.ParseFooter(tail[int64(len(tail))-n:])
-		if err != nil {
-			continue
-		}
-		end := size - n
-		if length > 0 && length <= end-off {
-			end = off + length
-		}
-		if off <= 0 || off >= end || end-off > MaxTOCBlob {
-			return 0, 0, noTOC("its place is not inside of the blob")
-		}
-		return off, end, nil
+	if off <= 0 || off >= end || end > size || end-off > MaxTOCBlob {
+		return 0, 0, noTOC("its place is not inside of the blob")
 	}
-	return 0, 0, noTOC("the blob has no footer")
+	return off, end, nil
+}
+
+// legacyFooterSize is the length of the footer of stargz, before eStargz, bytes.
+const legacyFooterSize = 47
+
+// gzipFooter is the offset of the TOC that b names, an empty gzip member with an extra field (RFC 1952, 2.3.1.1): prefix,
+// the offset in 16 hexadecimal digits, "STARGZ".
+func gzipFooter(b []byte, prefix string) (off int64, ok bool) {
+	extra, fits := bytes.CutPrefix(b, []byte{0x1f, 0x8b, 8, 4})
+	const digits, magic = 16, "STARGZ"
+	n := len(prefix) + digits + len(magic)
+	if !fits || len(extra) < 6+2+n || int(binary.LittleEndian.Uint16(extra[6:])) != n {
+		return 0, false
+	}
+	s := string(extra[8 : 8+n])
+	if !strings.HasPrefix(s, prefix) || !strings.HasSuffix(s, magic) {
+		return 0, false
+	}
+	off, err := strconv.ParseInt(s[len(prefix):len(prefix)+digits], 16, 64)
+	return off, err == nil
+}
+
+// zstdFooter is the place of the TOC that b names, the contents of a skippable frame: offset, length, length of the JSON,
+// type (8 bytes each) and a magic number.
+func zstdFooter(b []byte) (off, end int64, ok bool) {
+	off, n := int64(binary.LittleEndian.Uint64(b)), int64(binary.LittleEndian.Uint64(b[8:]))
+	if string(b[32:40]) != "GNUlInUx" || off < 0 || n < 0 || off > 1<<62 || n > 1<<62 {
+		return 0, 0, false
+	}
+	return off, off + n, true
 }
 
 // unpackTOC is the JSON of a TOC.

@@ -21,6 +21,8 @@ func TestTOCTrust(t *testing.T) {
 	items := []item{dir("a"), file("a/f", text(1, 1<<20)), file("g", text(2, 100))}
 	tarball := makeTar(t, items...)
 	blob, ann := packEstargz(0)(t, tarball)
+	zblob, zann := packZstdChunked(t, tarball) // without the annotation of its place, by its footer
+	delete(zann, zstdchunked.ManifestPositionAnnotation)
 	other := map[string]string{estargz.TOCJSONDigestAnnotation: sum([]byte("other"))}
 	odd, oddAnn := packEstargz(0)(t, makeTar(t, file("caf\xe9", []byte("1"))))
 	tests := []struct {
@@ -34,13 +36,18 @@ func TestTOCTrust(t *testing.T) {
 		{"not vouched", blob, nil, Streaming, "vouches for no TOC"},
 		{"other digest", blob, other, Streaming, "not the one"},
 		{"malformed digest", blob, map[string]string{estargz.TOCJSONDigestAnnotation: "sha256:12"}, Streaming, "vouches for no TOC"},
+		{"zstd", zblob, zann, LazyTOC, "vouched for"},
 		{"no footer", gz(t, tarball), ann, Streaming, "no footer"},
 		{"a name that JSON cannot hold", odd, oddAnn, Streaming, "cannot be told"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			mb := &memBlob{data: tt.blob, gate: newGate(0)}
-			l := open(t, descriptor(tt.blob, typeGzip, tt.ann), mb, Options{})
+			typ := typeGzip
+			if tt.name == "zstd" {
+				typ = typeZstd
+			}
+			l := open(t, descriptor(tt.blob, typ, tt.ann), mb, Options{})
 			if m, why := l.Mode(); m != tt.mode || !strings.Contains(why, tt.why) {
 				t.Errorf("mode %s (%s), want %s (%s)", m, why, tt.mode, tt.why)
 			}
@@ -294,6 +301,22 @@ func TestLyingChunk(t *testing.T) {
 	if err := l.Complete(t.Context()); err == nil {
 		t.Error("Complete is content")
 	}
+}
+
+// TestLegacyFooter finds the TOC of a stargz.
+func TestLegacyFooter(t *testing.T) {
+	blob, ann := packEstargz(0)(t, makeTar(t, file("f", text(1, 100))))
+	body := blob[:len(blob)-estargz.FooterSize]
+	off, _, err := footer(blob, int64(len(blob)), formGzipParts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob = append(bytes.Clone(body), estargz.CreateGzipFooter(fmt.Appendf(nil, "%016xSTARGZ", off))...)
+	l := open(t, descriptor(blob, typeGzip, ann), &memBlob{data: blob}, Options{})
+	if m, why := l.Mode(); m != LazyTOC {
+		t.Errorf("mode %s (%s)", m, why)
+	}
+	readEntry(t, l, nil, 0, 0, 100)
 }
 
 // TestSummer cuts at the same places as the stream does.

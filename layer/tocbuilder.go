@@ -81,7 +81,7 @@ func (b *tocBuilder) chunk(e *tocEntry) error {
 		sum = e.Digest
 	}
 	digest, err := parseDigest(sum)
-	if err != nil {
+	if err != nil || digest == (Digest{}) {
 		return fmt.Errorf("a chunk of %q has no digest", short(e.Name))
 	}
 	t := b.t

@@ -24,6 +24,9 @@ func (t *table) validate() error {
 }
 
 func (t *table) validateSpans() error {
+	if len(t.sums) != 0 && (len(t.sums) != len(t.spans) || t.form == formTar) {
+		return corrupt("index: digests of spans do not match them")
+	}
 	last := spanRec{off: -1}
 	for i := range t.spans {
 		s := &t.spans[i]
@@ -57,6 +60,9 @@ func (t *table) validateChunks() error {
 		}
 		if t.form.parts() && c.sparse() {
 			return corrupt("index: chunk %d has no tar header", i)
+		}
+		if c.digest == (Digest{}) && (len(t.sums) == 0 && t.form != formTar || t.form.parts() || c.size&chunkFlags != 0) {
+			return corrupt("index: chunk %d has no digest", i)
 		}
 		last = *c
 	}
