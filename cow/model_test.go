@@ -319,8 +319,6 @@ func lookAll(t testing.TB, root string) map[string]string {
 	return out
 }
 
-// stable is a snapshot without what a remount may change: nothing but the link counts of directories, which are not
-// counted anew before somebody asks.
 func TestAgainstOverlayfs(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting overlayfs needs root")
@@ -340,58 +338,60 @@ func compare(t *testing.T, rt *rapid.T, o Options) {
 	one := rapid.Custom(func(t *rapid.T) op { return drawOp(t, paths) })
 	ops := rapid.SliceOfN(one, 40, 120).Draw(rt, "ops")
 	var failed string
-	ok := t.Run("run", func(t *testing.T) {
-		l := sampleLower()
-		theirs := side{root: overlay(t, l)}
-		m := mount(t, l, o)
-		ours := side{root: m.dir}
-		defer theirs.close()
-		defer ours.close()
-		for i, op := range ops {
-			if op.kind == "remount" {
-				ours.close()
-				theirs.close()
-				before := snapshot(t, m.dir)
-				m.remount()
-				after := snapshot(t, m.dir)
-				for name, w := range before {
-					if after[name] != w {
-						failed = fmt.Sprintf("op %d: remount changed %s:\n was %s\n now %s", i, name, w, after[name])
-						return
-					}
-				}
-				if len(after) != len(before) {
-					failed = fmt.Sprintf("op %d: remount changed the number of names: %d, was %d", i, len(after), len(before))
-					return
-				}
-				continue
-			}
-			want, got := theirs.do(op), ours.do(op)
-			if want != got {
-				failed = fmt.Sprintf("op %d: %v:\n overlayfs %.500s\n ours      %.500s", i, op, want, got)
-				return
-			}
-		}
-		ours.close()
-		theirs.close()
-		want, got := lookAll(t, theirs.root), lookAll(t, ours.root)
-		for name := range want {
-			if want[name] != got[name] {
-				failed = fmt.Sprintf("at the end %s:\n overlayfs %s\n ours      %s", name, want[name], got[name])
-			}
-		}
-		for name := range got {
-			if want[name] == "" {
-				failed = fmt.Sprintf("at the end %s exists only on ours", name)
-			}
-		}
-	})
+	ok := t.Run("run", func(t *testing.T) { failed = runBoth(t, ops, o) })
 	if failed != "" {
 		rt.Fatalf("%s", failed)
 	}
 	if !ok {
 		rt.FailNow()
 	}
+}
+
+// runBoth does ops on overlayfs and on ours, and says where they differ.
+func runBoth(t *testing.T, ops []op, o Options) (failed string) {
+	l := sampleLower()
+	theirs := side{root: overlay(t, l)}
+	m := mount(t, l, o)
+	ours := side{root: m.dir}
+	defer theirs.close()
+	defer ours.close()
+	for i, op := range ops {
+		if op.kind == "remount" {
+			ours.close()
+			theirs.close()
+			before := snapshot(t, m.dir)
+			m.remount()
+			after := snapshot(t, m.dir)
+			for name, w := range before {
+				if after[name] != w {
+					failed = fmt.Sprintf("op %d: remount changed %s:\n was %s\n now %s", i, name, w, after[name])
+					return failed
+				}
+			}
+			if len(after) != len(before) {
+				return fmt.Sprintf("op %d: remount changed the number of names: %d, was %d", i, len(after), len(before))
+			}
+			continue
+		}
+		want, got := theirs.do(op), ours.do(op)
+		if want != got {
+			return fmt.Sprintf("op %d: %v:\n overlayfs %.500s\n ours      %.500s", i, op, want, got)
+		}
+	}
+	ours.close()
+	theirs.close()
+	want, got := lookAll(t, theirs.root), lookAll(t, ours.root)
+	for name := range want {
+		if want[name] != got[name] {
+			failed = fmt.Sprintf("at the end %s:\n overlayfs %s\n ours      %s", name, want[name], got[name])
+		}
+	}
+	for name := range got {
+		if want[name] == "" {
+			failed = fmt.Sprintf("at the end %s exists only on ours", name)
+		}
+	}
+	return failed
 }
 
 // The lower serves what it was given.
