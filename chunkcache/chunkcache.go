@@ -26,7 +26,6 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"golang.org/x/sync/semaphore"
 )
 
 // Key names a chunk: the sha256 of its bytes.
@@ -50,6 +49,7 @@ type Options struct {
 	// lives on it: badger writes through memory maps, and dies where there is no room behind one.
 	MinFree int64
 	// Buffers bounds the bytes of chunks being filled at any moment; 0 means 64 MiB. One chunk is always let through.
+	// A quarter of it is for what is fetched ahead.
 	Buffers int64
 	// Hot is how many chunks' places are kept in memory at least; 0 means 65536 (about 15 MiB).
 	Hot int
@@ -69,7 +69,7 @@ type Cache struct {
 	db      *badger.DB
 	segs    *segments
 	commits *committer
-	buffers *semaphore.Weighted
+	buffers *budget
 	shards  [shardCount]shard
 
 	epoch  uint32 // immutable: entries of an earlier one were written before an unclean stop
@@ -112,7 +112,7 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open chunk cache %s: %w", dir, err)
 	}
-	c := &Cache{dir: dir, o: o, db: db, segs: segs, buffers: semaphore.NewWeighted(o.Buffers), over: make(chan struct{}, 1)}
+	c := &Cache{dir: dir, o: o, db: db, segs: segs, buffers: newBudget(o.Buffers), over: make(chan struct{}, 1)}
 	for i := range c.shards {
 		c.shards[i].entries = make(map[Key]*entry)
 		c.shards[i].flights = make(map[Key]*flight)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"os"
 	"slices"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
 )
 
 // extent is the place of a record in a segment.
@@ -130,11 +132,11 @@ func (c *Cache) move(ctx context.Context, from map[uint32]*segment) error {
 
 // moveChunk copies one chunk, or drops it where it is wrong. It answers false when there is no room for the copy.
 func (c *Cache) moveChunk(ctx context.Context, k Key, e *entry) (room bool, err error) {
-	weight := min(e.size, c.o.Buffers)
-	if err := c.buffers.Acquire(ctx, weight); err != nil {
+	granted, err := c.buffers.acquire(ctx, priority.Background, e.size)
+	if err != nil {
 		return false, err
 	}
-	defer c.buffers.Release(weight)
+	defer c.buffers.release(granted)
 	data := make([]byte, e.size)
 	if _, err := e.seg.f.ReadAt(data, e.off); err != nil || sum256(data) != k {
 		c.discard(k, e)
