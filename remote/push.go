@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"slices"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
@@ -101,11 +100,11 @@ type pusher struct {
 }
 
 func (c *Client) pusher(repository string, a Access) (*pusher, error) {
-	repo, err := name.NewRepository(repository)
+	r, err := parseReference(repository)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalidReference, err)
+		return nil, err
 	}
-	u, err := c.upstream(repo, a)
+	u, err := c.upstream(r.Context(), a)
 	if err != nil {
 		return nil, err
 	}

@@ -99,11 +99,11 @@ func canonicalHost(host string) string {
 	return host
 }
 
-// Repository is the repository of ref, which Normalize has spelled: "docker.io/library/python".
+// Repository is ref without its tag or digest, in full: "docker.io/library/python". What is no reference stays as it is.
 func Repository(ref string) string {
 	r, err := parseReference(ref)
 	if err != nil {
 		return ref
 	}
-	return r.Context().Name()
+	return displayHost(r.Context().RegistryStr()) + "/" + r.Context().RepositoryStr()
 }

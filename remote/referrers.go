@@ -50,11 +50,7 @@ type indexManifest struct {
 // an order. artifactType "" means all. A registry without the referrers API is asked for the tag that stands in for it. None at
 // all is not an error.
 func (c *Client) Referrers(ctx context.Context, img *Image, artifactType string, a Access) ([]Descriptor, error) {
-	r, err := parseReference(img.Reference)
-	if err != nil {
-		return nil, err
-	}
-	return c.ReferrersIn(ctx, r.Context().Name(), img.Digest, artifactType, a)
+	return c.ReferrersIn(ctx, Repository(img.Reference), img.Digest, artifactType, a)
 }
 
 // ReferrersIn is Referrers for a subject's digest in any repository, which need not have the subject itself.
@@ -62,14 +58,14 @@ func (c *Client) ReferrersIn(ctx context.Context, repository, subject, artifactT
 	fail := func(err error) error {
 		return &Error{Op: "list referrers of", Ref: repository + "@" + subject, Kind: kindOf(err), Cause: trimKind(err)}
 	}
-	repo, err := name.NewRepository(repository)
+	r, err := parseReference(repository)
 	if err != nil {
-		return nil, fail(fmt.Errorf("%w: %w", ErrInvalidReference, err))
+		return nil, err
 	}
 	if err := digest.Digest(subject).Validate(); err != nil {
 		return nil, fail(fmt.Errorf("%w: %w", ErrInvalidReference, err))
 	}
-	u, err := c.upstream(repo, a)
+	u, err := c.upstream(r.Context(), a)
 	if err != nil {
 		return nil, fail(err)
 	}

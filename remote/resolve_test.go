@@ -43,6 +43,11 @@ func TestNormalize(t *testing.T) {
 			t.Errorf("Normalize(%q): %q", in, err)
 		}
 	}
+	for in, want := range map[string]string{"python:3": "docker.io/library/python", "a.io/b/c@" + sha(nil): "a.io/b/c", "A b": "A b"} {
+		if got := Repository(in); got != want {
+			t.Errorf("Repository(%q) = %q, want %q", in, got, want)
+		}
+	}
 	if got, err := AtDigest("python:3.12", sha(nil)); err != nil || got != "docker.io/library/python@"+sha(nil) {
 		t.Errorf("AtDigest = %q, %v", got, err)
 	}
