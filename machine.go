@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -16,6 +17,10 @@ type machine struct {
 	vm    *vmboot.VM
 	agent *vmboot.Agent
 	image api.Image
+
+	id     string
+	client *api.Client
+	calls  sync.WaitGroup // requests to the daemon that nobody waits for
 
 	ended  chan struct{}      // closed when the daemon has stopped serving the root
 	hangUp context.CancelFunc // makes the daemon stop
@@ -46,7 +51,7 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	m := &machine{ended: make(chan struct{}), hangUp: hangUp}
+	m := &machine{id: s.ID, client: client, ended: make(chan struct{}), hangUp: hangUp}
 	defer func() {
 		if err != nil {
 			err = errors.Join(m.why(ctx, err), m.close(ctx, false))
@@ -97,6 +102,14 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	return m, ctx, nil
 }
 
+// complete tells the daemon that the sandbox has started: what has been fetched until now is what the start needed.
+func (m *machine) complete(ctx context.Context) {
+	m.calls.Go(func() {
+		// If it does not get there, the rest of the image comes a little later.
+		m.client.Call(ctx, "POST", "/v1/sandboxes/"+m.id+"/complete", nil, nil)
+	})
+}
+
 // why is why ctx ended, where that is why err happened. A VM that has ended by itself is the reason why nobody serves it.
 func (m *machine) why(ctx context.Context, err error) error {
 	if ctx.Err() == nil {
@@ -120,6 +133,7 @@ func (m *machine) why(ctx context.Context, err error) error {
 // close ends the VM and returns when the daemon has let go of the upper directory. What the guest has not written yet is
 // written first, if orderly is true.
 func (m *machine) close(ctx context.Context, orderly bool) error {
+	defer m.calls.Wait()
 	defer m.hangUp()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()

@@ -114,7 +114,10 @@ func (m *machine) run(ctx context.Context, s *Spec, o RunOptions, stop <-chan os
 		return vmboot.Status{}, err
 	}
 	var first sync.Once
-	mark := func() { rec.mark(ctx, eventFirstOutput) }
+	mark := func() {
+		rec.mark(ctx, eventFirstOutput)
+		m.complete(ctx)
+	}
 	p.Stdin = o.Stdin
 	p.Stdout = firstWrite{tee(o.Stdout, logs.stream("stdout")), &first, mark}
 	p.Stderr = firstWrite{tee(o.Stderr, logs.stream("stderr")), &first, mark}

@@ -46,6 +46,7 @@ func (a *app) daemonCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")
 	cmd.Flags().DurationVar(&idle, "idle-timeout", idleTimeout, "exit after so long without mounts, sandboxes, fetches and requests; 0 never")
+	cmd.AddCommand(a.statusCmd(), a.stopCmd())
 	return cmd
 }
 

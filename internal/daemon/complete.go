@@ -25,7 +25,8 @@ type completer struct {
 	log    *slog.Logger
 }
 
-// image fetches everything of o that is missing, in a task that holds o open until then.
+// image fetches everything of o that is missing, in a task that holds o open until then. It does nothing for what is being
+// fetched already, or once nobody uses o.
 func (c *completer) image(o *openImage) { c.start(o, func(*openLayer) bool { return true }) }
 
 // streams waits, in a task that holds o open until then, for the layers of o that stream: what they brought would be lost
@@ -41,7 +42,7 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 			layers = append(layers, l)
 		}
 	}
-	if len(layers) == 0 || !c.images.beginCompleting(o) {
+	if layers = c.images.beginCompleting(o, layers); len(layers) == 0 {
 		return
 	}
 	c.tasks.run(o.Reference, func(ctx context.Context) {
@@ -50,7 +51,7 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 				c.log.Warn("image stays incomplete", "image", o.Reference, "err", err)
 			}
 		}
-		if err := c.images.endCompleting(o); err != nil {
+		if err := c.images.endCompleting(o, layers); err != nil {
 			c.log.Error("close image", "image", o.Reference, "err", err)
 		}
 	})

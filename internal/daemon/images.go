@@ -42,8 +42,7 @@ type openImage struct {
 	tree   *fs.Tree
 	layers []*openLayer // bottom first, as Image.Layers
 
-	refs       int  // guarded by images.mu
-	completing bool // guarded by images.mu: a goroutine is fetching what is missing
+	refs int // guarded by images.mu
 }
 
 // openLayer is a layer that open images stand on.
@@ -52,7 +51,8 @@ type openLayer struct {
 	blob  *remote.Blob
 	lease *chunkcache.Lease // of its chunks
 
-	refs int // guarded by images.mu
+	refs       int  // guarded by images.mu
+	completing bool // guarded by images.mu: a task is fetching what is missing
 }
 
 // resolve returns the image that req names, as its pull policy says. Only policy always, and an image that is not cached,
@@ -264,23 +264,32 @@ func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
 	return fresh
 }
 
-// beginCompleting takes a reference to o, which the caller already holds, for the one task that completes it. It returns
-// false when there is such a task already.
-func (im *images) beginCompleting(o *openImage) bool {
+// beginCompleting returns those of layers that no task completes yet, for one that will, which has a reference to o until
+// endCompleting. There are none when nobody uses o any more.
+func (im *images) beginCompleting(o *openImage, layers []*openLayer) (begun []*openLayer) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	if o.completing {
-		return false
+	if o.refs == 0 {
+		return nil
 	}
-	o.completing = true
-	o.refs++
-	return true
+	for _, l := range layers {
+		if !l.completing {
+			l.completing = true
+			begun = append(begun, l)
+		}
+	}
+	if len(begun) > 0 {
+		o.refs++
+	}
+	return begun
 }
 
-// endCompleting gives beginCompleting's reference back.
-func (im *images) endCompleting(o *openImage) error {
+// endCompleting undoes beginCompleting.
+func (im *images) endCompleting(o *openImage, layers []*openLayer) error {
 	im.mu.Lock()
-	o.completing = false
+	for _, l := range layers {
+		l.completing = false
+	}
 	im.mu.Unlock()
 	return im.release(o)
 }

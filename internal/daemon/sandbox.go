@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/remote"
@@ -58,6 +59,11 @@ func (l *laterImage) wait(ctx context.Context) (*openImage, error) {
 	}
 }
 
+// completePatience is how long after its image has been opened a sandbox whose launcher says nothing of it counts as
+// started. Until a sandbox has started its link carries what it asks for and nothing else: on a slow one the rest of the image
+// would come at the cost of the start, on any one it may never be needed.
+const completePatience = time.Minute
+
 // openLater opens the image of req and then watches its layers: fail is told when it cannot be opened or turns out to be
 // corrupt. ctx ends both.
 func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s *sandbox, req api.SandboxRequest, out *events) *laterImage {
@@ -71,14 +77,18 @@ func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s 
 			fail(l.err)
 			return
 		}
-		d.completer.image(l.image)
+		d.completer.streams(l.image)
+		patience := time.AfterFunc(completePatience, func() { d.completer.image(l.image) })
+		defer patience.Stop() // if it fires all the same, the image may be closed: completing it is then nothing
 		if err := l.image.corrupt(ctx); err != nil {
 			fail(err)
 		}
+		<-ctx.Done()
 	}()
 	l.close = func() {
 		<-ended
 		if l.image != nil {
+			d.completer.image(l.image)
 			d.release(l.image)
 		}
 	}
@@ -125,6 +135,19 @@ func (o *openImage) corrupt(ctx context.Context) error {
 			return nil
 		}
 	}
+	return nil
+}
+
+// postSandboxComplete is told when a sandbox has started: now the rest of its image may come.
+func (d *daemon) postSandboxComplete(w http.ResponseWriter, r *http.Request) error {
+	s := d.sandboxes.get(r.PathValue("id"))
+	if s == nil {
+		return &api.Error{Code: api.CodeNotFound, Message: "no sandbox " + r.PathValue("id")}
+	}
+	if o := s.inUse(); o != nil {
+		d.completer.image(o)
+	}
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 

@@ -88,6 +88,13 @@ func (ss *sandboxes) get(id string) *sandbox {
 	return ss.byID[id]
 }
 
+// inUse returns s's image; nil until it is open.
+func (s *sandbox) inUse() *openImage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.image
+}
+
 // usage is what s has used so far, and of which image; zero until that is open.
 func (s *sandbox) usage() (api.Usage, string) {
 	s.mu.Lock()
