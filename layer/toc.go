@@ -210,7 +210,7 @@ func gzipFooter(b []byte, prefix string) (off int64, ok bool) {
 // type (8 bytes each) and a magic number.
 func zstdFooter(b []byte) (off, end int64, ok bool) {
 	off, n := int64(binary.LittleEndian.Uint64(b)), int64(binary.LittleEndian.Uint64(b[8:]))
-	if string(b[32:40]) != "GNUlInUx" || off < 0 || n < 0 || off > 1<<62 || n > 1<<62 {
+	if string(b[32:40]) != "GnUlInUx" || off < 0 || n < 0 || off > 1<<62 || n > 1<<62 {
 		return 0, 0, false
 	}
 	return off, off + n, true
