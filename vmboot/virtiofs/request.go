@@ -14,6 +14,10 @@ const (
 	maxPrivate = 128 << 10
 	// keepBuffer is the largest private buffer that a worker keeps for its next request.
 	keepBuffer = 16 << 10
+	// bigBuffers is how many READs of more than maxPrivate bytes into scattered memory are worked on at a time:
+	// ProtocolServer may hand the file system one contiguous buffer for each. Together with what is above, a guest
+	// makes us use no more than some 40 MiB, whatever it does.
+	bigBuffers = 16
 	// smallReply is enough for all replies of fixed size and for a symlink's target.
 	smallReply = 4096 + 512
 )
@@ -61,6 +65,12 @@ func (s *server) serve(r *run, w *worker) (n int, done bool) {
 	}
 	if q.op == opInit && !s.wait(r) {
 		return 0, false
+	}
+	if q.op == opRead && len(w.outVec) > 2 && w.chain.outLen > maxPrivate {
+		if !s.takeBounce(r) {
+			return 0, false
+		}
+		defer s.freeBounce()
 	}
 	n, status := s.dispatch(w, q)
 	switch {

@@ -20,6 +20,7 @@ type server struct {
 	onFault func(error)
 
 	spare  atomic.Int64 // workers that may still be started; less than 0 when the one that each queue has is too many
+	bounce chan struct{} // a token for each big buffer in use; see bigBuffers
 	faults atomic.Int64
 	init   sync.Once
 
@@ -41,6 +42,7 @@ func newServer(o Options) *server {
 		queues:  min(o.Queues, maxQueues),
 		onInit:  o.OnInit,
 		onFault: o.OnFault,
+		bounce:  make(chan struct{}, bigBuffers),
 		ready:   make(chan struct{}),
 	}
 	if s.queues <= 0 {
@@ -113,6 +115,18 @@ func interrupt(ps *fuse.ProtocolServer, unique uint64) {
 	var out [outHeaderSize]byte
 	ps.HandleRequest([][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), unsafe.Sizeof(in))}, [][]byte{out[:]})
 }
+
+// takeBounce waits until a big buffer may be used. It returns false when the run gives up its requests first.
+func (s *server) takeBounce(r *run) bool {
+	select {
+	case s.bounce <- struct{}{}:
+		return true
+	case <-r.aborted:
+		return false
+	}
+}
+
+func (s *server) freeBounce() { <-s.bounce }
 
 // wait waits for the file system. It returns false when the run gives up its requests first.
 func (s *server) wait(r *run) bool {
