@@ -468,3 +468,40 @@ func TestManyFrontends(t *testing.T) {
 		t.Errorf("%d mappings of guest memory left", n)
 	}
 }
+
+// Big reads into scattered memory are worked on a few at a time; the others, and everything else, wait for no longer
+// than those take.
+func TestBigReads(t *testing.T) {
+	fs := newTestFS()
+	b, f := connect(t, fs, Options{})
+	q := f.queues[1]
+	const n = 600 << 10
+	a := q.buffer(0, 0)
+	copy(f.bytes(a, 80), readRequest(3, 0, n-outHeaderSize))
+	q.setDesc(0, a, 80, descNext, 1)
+	q.setDesc(1, highGuest, n/2, descNext|descWrite, 2)
+	q.setDesc(2, lowGuest+4<<20, n/2, descWrite, 0)
+	for range bigBuffers + 5 {
+		q.offer(0)
+	}
+	for range bigBuffers {
+		<-fs.blocked
+	}
+	q.put(4, [][]byte{lookupRequest(1, "file")}, []int{256})
+	q.offer(4)
+	if head, _, err := q.wait(20 * time.Second); err != nil || head != 4 {
+		t.Fatalf("LOOKUP beside big reads: %v, descriptor %d", err, head)
+	}
+	select {
+	case <-fs.blocked:
+		t.Errorf("more than %d big reads at a time", bigBuffers)
+	default:
+	}
+	close(fs.release)
+	for range bigBuffers + 5 {
+		if head, got, err := q.wait(20 * time.Second); err != nil || head != 0 || got != n {
+			t.Fatalf("big read: %v, descriptor %d, %d bytes", err, head, got)
+		}
+	}
+	finish(t, b, f)
+}

@@ -14,7 +14,7 @@ const (
 	maxPrivate = 128 << 10
 	// keepBuffer is the largest private buffer that a worker keeps for its next request.
 	keepBuffer = 16 << 10
-	// bigBuffers is how many READs of more than maxPrivate bytes into scattered memory are worked on at a time:
+	// bigBuffers is how many READs and WRITEs of more than maxPrivate bytes of scattered memory are worked on at a time:
 	// ProtocolServer may hand the file system one contiguous buffer for each. Together with what is above, a guest
 	// makes us use no more than some 40 MiB, whatever it does.
 	bigBuffers = 16
@@ -66,7 +66,7 @@ func (s *server) serve(r *run, w *worker) (n int, done bool) {
 	if q.op == opInit && !s.wait(r) {
 		return 0, false
 	}
-	if q.op == opRead && len(w.outVec) > 2 && w.chain.outLen > maxPrivate {
+	if w.scattered(q) {
 		if !s.takeBounce(r) {
 			return 0, false
 		}
@@ -153,6 +153,17 @@ func (w *worker) takeWrite(q request, head []byte) syscall.Errno {
 	}
 	w.inVec = appendRange(append(w.inVec[:0], head), w.chain.in, writeInSize, size)
 	return 0
+}
+
+// scattered says that q is a READ or WRITE of more than maxPrivate bytes in several pieces.
+func (w *worker) scattered(q request) bool {
+	switch q.op {
+	case opRead:
+		return len(w.outVec) > 2 && w.chain.outLen > maxPrivate+outHeaderSize
+	case opWrite:
+		return len(w.inVec) > 2 && w.chain.inLen > maxPrivate+writeInSize
+	}
+	return false
 }
 
 // checkSetxattr checks that the value is as long as the request says. fixed is how much comes before the name.

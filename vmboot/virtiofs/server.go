@@ -19,7 +19,7 @@ type server struct {
 	onInit  func()
 	onFault func(error)
 
-	spare  atomic.Int64 // workers that may still be started; less than 0 when the one that each queue has is too many
+	spare  atomic.Int64  // workers that may still be started; less than 0 when the one that each queue has is too many
 	bounce chan struct{} // a token for each big buffer in use; see bigBuffers
 	faults atomic.Int64
 	init   sync.Once

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -136,15 +137,28 @@ func TestHostileNeighbour(t *testing.T) {
 	badB, bad := connect(t, badFS, Options{})
 	defer close(badFS.release)
 
-	stop := make(chan struct{})
+	stop := attack(bad.queues[1])
+	for i := range 5000 {
+		if reply, err := victim.queues[1].roundTrip(lookupRequest(1, "file"), 256); err != nil || status(reply) != 0 {
+			t.Fatalf("LOOKUP %d beside a hostile guest: %v, %x", i, err, reply)
+		}
+	}
+	t.Logf("%d attacks", stop())
+	finish(t, badB, bad)
+	finish(t, victimB, victim)
+}
+
+// attack has a guest do its worst on q until stop is called, which returns how often it did something.
+func attack(q *driverQueue) (stop func() int64) {
+	bad := q.f
+	quit := make(chan struct{})
 	var wg sync.WaitGroup
 	var attacks atomic.Int64
 	wg.Go(func() {
-		q := bad.queues[1]
 		random := rand.New(rand.NewPCG(4, 5))
 		for {
 			select {
-			case <-stop:
+			case <-quit:
 				return
 			default:
 			}
@@ -184,16 +198,11 @@ func TestHostileNeighbour(t *testing.T) {
 			}
 		}
 	})
-	for i := range 5000 {
-		if reply, err := victim.queues[1].roundTrip(lookupRequest(1, "file"), 256); err != nil || status(reply) != 0 {
-			t.Fatalf("LOOKUP %d beside a hostile guest: %v, %x", i, err, reply)
-		}
+	return func() int64 {
+		close(quit)
+		wg.Wait()
+		return attacks.Load()
 	}
-	close(stop)
-	wg.Wait()
-	t.Logf("%d attacks", attacks.Load())
-	finish(t, badB, bad)
-	finish(t, victimB, victim)
 }
 
 func benchmarkBackend(b *testing.B, fs fuse.RawFileSystem) *frontend {
@@ -219,6 +228,64 @@ func BenchmarkLookup(b *testing.B) {
 		if _, err := q.roundTrip(lookupRequest(1, "file"), 256); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkNeighbours is BenchmarkLookup beside other guests: quiet ones, one that reads as fast as it can, and one that
+// does its worst. It reports the latency that half and 99 of 100 requests had.
+func BenchmarkNeighbours(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		loud func(b *testing.B, f *frontend) (stop func() int64)
+	}{
+		{"quiet", func(*testing.B, *frontend) func() int64 { return func() int64 { return 0 } }},
+		{"reading", func(b *testing.B, f *frontend) func() int64 {
+			quit := make(chan struct{})
+			done := make(chan int64)
+			go func() {
+				n := int64(0)
+				q := f.queues[0]
+				for {
+					select {
+					case <-quit:
+						done <- n
+						return
+					default:
+					}
+					for i := range 15 {
+						q.put(4*i, [][]byte{readRequest(2, 0, 24<<10)}, []int{24<<10 + outHeaderSize})
+						q.offer(4 * i)
+					}
+					for range 15 {
+						if _, _, err := q.wait(20 * time.Second); err != nil {
+							b.Error(err)
+						}
+						n++
+					}
+				}
+			}()
+			return func() int64 { close(quit); return <-done }
+		}},
+		{"hostile", func(b *testing.B, f *frontend) func() int64 {
+			return attack(f.queues[0])
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			q := benchmarkBackend(b, newTestFS()).queues[0]
+			stop := c.loud(b, benchmarkBackend(b, &memoryFS{newTestFS(), content(0, fileSize)}))
+			var took []time.Duration
+			for b.Loop() {
+				start := time.Now()
+				if _, err := q.roundTrip(lookupRequest(1, "file"), 256); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(start))
+			}
+			b.ReportMetric(float64(stop())/b.Elapsed().Seconds(), "acts/s")
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
+		})
 	}
 }
 
