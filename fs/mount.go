@@ -2,7 +2,6 @@ package fs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 )
 
 // MountOptions are how a file system is offered to a kernel.
@@ -84,48 +82,37 @@ type Mounted struct {
 // ctx bounds that. Root mounts by itself, ordinary users through fusermount3. Devices and set-uid bits have no effect
 // below dir.
 func Mount(ctx context.Context, raw fuse.RawFileSystem, dir string, o MountOptions) (*Mounted, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
+	at, err := filepath.Abs(dir)
+	if err == nil {
+		at, err = filepath.EvalSymlinks(at) // as the kernel's table will have it
 	}
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	dir = at
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	opts := ServerOptions(o)
-	if os.Geteuid() == 0 {
-		opts.DirectMountStrict = true
-		opts.DirectMountFlags = unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOATIME
-		if o.ReadOnly {
-			opts.DirectMountFlags |= unix.MS_RDONLY
-		}
-		opts.AllowOther = !o.Private
-	} else {
-		opts.Options = append(opts.Options, "nodev", "nosuid", "noatime")
-		if o.ReadOnly {
-			opts.Options = append(opts.Options, "ro")
-		}
-		opts.AllowOther = !o.Private && allowOther()
-	}
-	server, err := fuse.NewServer(raw, dir, opts)
+	opts.AllowOther = !o.Private && (os.Geteuid() == 0 || allowOther())
+	fd, err := attach(ctx, dir, opts, o.ReadOnly)
 	if err != nil {
-		return nil, mountError(dir, err)
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	if s, ok := raw.(*server); ok {
+		s.requests.cut = func() bool { return disconnected(fd) }
+	}
+	server, err := fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", fd), opts) // which means: mounted already
+	if err != nil {
+		_ = detach(dir)
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	m := &Mounted{dir: dir, server: server, done: make(chan struct{})}
 	go func() {
 		server.Serve()
 		close(m.done)
 	}()
-	ready := make(chan error, 1)
-	go func() { ready <- server.WaitMount() }()
-	select {
-	case err = <-ready:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = m.Unmount()
-		return nil, mountError(dir, err)
-	}
+	settlePoll(dir)
 	if dev, err := deviceOf(dir); err == nil {
 		n := o.ReadAhead
 		if n == 0 {
@@ -135,15 +122,6 @@ func Mount(ctx context.Context, raw fuse.RawFileSystem, dir string, o MountOptio
 		_ = os.WriteFile("/sys/class/bdi/"+dev+"/read_ahead_kb", []byte(strconv.Itoa(n>>10)), 0)
 	}
 	return m, nil
-}
-
-func mountError(dir string, err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		if _, e := os.Stat("/dev/fuse"); e != nil {
-			return fmt.Errorf("mount %s: this system has no /dev/fuse: load the kernel's fuse module", dir)
-		}
-	}
-	return fmt.Errorf("mount %s: %w", dir, err)
 }
 
 // Done is closed when the file system is no longer served: it was unmounted, or its connection was cut.

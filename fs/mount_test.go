@@ -28,9 +28,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // needMount skips a test where nothing can be mounted.
 func needMount(t testing.TB) {
 	t.Helper()
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("needs /dev/fuse")
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skipf("needs /dev/fuse: %v", err)
 	}
+	unix.Close(fd)
 	if os.Geteuid() != 0 {
 		if _, err := os.Stat("/bin/fusermount3"); err != nil {
 			t.Skip("needs root or fusermount3")

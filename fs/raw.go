@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -24,6 +23,7 @@ type server struct {
 	fuse.RawFileSystem // answers ENOSYS
 	tree               *Tree
 	results            sync.Pool // of *readResult
+	requests           requests
 }
 
 // Raw returns a read-only file system that shows t. Its Writes and the like answer EROFS or ENOSYS.
@@ -32,26 +32,11 @@ func Raw(t *Tree) fuse.RawFileSystem {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		tree:          t,
 		results:       sync.Pool{New: func() any { return new(readResult) }},
+		requests:      requests{pool: sync.Pool{New: func() any { return new(request) }}},
 	}
 }
 
 func (s *server) String() string { return "msb" }
-
-// interrupt is a request's context: done when the kernel has sent INTERRUPT. It is as big as a pointer, so that making
-// it an interface allocates nothing.
-type interrupt <-chan struct{}
-
-func (c interrupt) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (c interrupt) Done() <-chan struct{}       { return c }
-func (c interrupt) Value(any) any               { return nil }
-func (c interrupt) Err() error {
-	select {
-	case <-c:
-		return context.Canceled
-	default:
-		return nil
-	}
-}
 
 // status translates an error for the kernel.
 func status(err error) fuse.Status { return fuse.Status(Errno(err)) }
@@ -90,7 +75,9 @@ func setEntry(out *fuse.EntryOut, id ID, a *Attr) {
 
 // Lookup is certain when it answers, so that the kernel may keep the answer for ever, that there is nothing too.
 func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	id, a, err := s.tree.Lookup(interrupt(cancel), in.NodeId, name)
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	id, a, err := s.tree.Lookup(ctx, in.NodeId, name)
 	if err == syscall.ENOENT {
 		out.NodeId, out.EntryValid = 0, forever
 		return fuse.OK
@@ -103,7 +90,9 @@ func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 }
 
 func (s *server) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	a, err := s.tree.Attr(interrupt(cancel), in.NodeId)
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	a, err := s.tree.Attr(ctx, in.NodeId)
 	if err != nil {
 		return status(err)
 	}
@@ -113,7 +102,9 @@ func (s *server) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 }
 
 func (s *server) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
-	target, err := s.tree.Readlink(interrupt(cancel), in.NodeId)
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	target, err := s.tree.Readlink(ctx, in.NodeId)
 	if err != nil {
 		return nil, status(err)
 	}
@@ -132,7 +123,9 @@ func (s *server) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse
 func (s *server) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
 
 func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	n, err := s.tree.ReadAt(interrupt(cancel), in.NodeId, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	n, err := s.tree.ReadAt(ctx, in.NodeId, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil {
 		return nil, status(err)
 	}
@@ -158,13 +151,17 @@ func (r *readResult) Done() {
 const dots = 2
 
 func (s *server) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(interrupt(cancel), in, func(name string, id ID, a *Attr, off uint64) bool {
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	return s.readDir(ctx, in, func(name string, id ID, a *Attr, off uint64) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: name, Mode: a.Mode, Ino: id, Off: off})
 	})
 }
 
 func (s *server) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(interrupt(cancel), in, func(name string, id ID, a *Attr, off uint64) bool {
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	return s.readDir(ctx, in, func(name string, id ID, a *Attr, off uint64) bool {
 		e := out.AddDirLookupEntry(fuse.DirEntry{Name: name, Mode: a.Mode, Ino: id, Off: off})
 		if e == nil {
 			return false
@@ -205,8 +202,10 @@ func (s *server) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string
 	if s.tree.plain() {
 		return 0, fuse.ENOSYS
 	}
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
 	n, st := uint32(0), fuse.OK
-	err := s.tree.withXattr(interrupt(cancel), in.NodeId, name, func(v []byte) {
+	err := s.tree.withXattr(ctx, in.NodeId, name, func(v []byte) {
 		n = uint32(len(v))
 		if len(v) > len(dest) {
 			st = fuse.ERANGE
@@ -224,7 +223,9 @@ func (s *server) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byt
 	if s.tree.plain() {
 		return 0, fuse.ENOSYS
 	}
-	names, err := s.tree.Listxattr(interrupt(cancel), in.NodeId)
+	ctx := s.requests.begin(cancel, in.Pid)
+	defer ctx.end()
+	names, err := s.tree.Listxattr(ctx, in.NodeId)
 	if err != nil {
 		return 0, status(err)
 	}
