@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
 // Agent runs programs in a guest. Its methods may be called concurrently.
@@ -132,6 +133,17 @@ func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
 // setup says what the guest is to be.
 func (vm *VM) setup(s Setup) (agentproto.Setup, error) {
 	out := agentproto.Setup{Version: agentproto.Version, Hostname: s.Hostname, Hosts: s.Hosts}
+	if vm.config.Network != nil {
+		modules, err := vm.config.Kernel.networkModules()
+		if err != nil {
+			return out, err
+		}
+		out.Modules = modules
+		out.Network = &agentproto.Network{
+			Interface: "eth0", Address: usernet.Guest + "/24", Gateway: usernet.Gateway,
+			DNS: []string{usernet.Gateway}, MTU: usernet.MTU,
+		}
+	}
 	for i, m := range vm.config.Mounts {
 		out.Mounts = append(out.Mounts, agentproto.Mount{Type: "virtiofs", Source: mountTag(i), Target: m.Target, ReadOnly: m.ReadOnly})
 	}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 )
 
 // ErrNoKernel is wrapped by errors about a guest kernel that is not there.
@@ -146,3 +148,17 @@ func checkConfig(config []byte) error {
 
 // moduleDir is where an installed kernel's modules lie.
 const moduleDir = "modules"
+
+// networkModules reads what the guest needs for its network, in the order of loading. A kernel given by path has
+// none of them, and must have the driver built in.
+func (k *Kernel) networkModules() ([]agentproto.Module, error) {
+	var modules []agentproto.Module
+	for _, path := range k.Modules {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read a guest kernel module: %w: run `msb-launch setup` again", err)
+		}
+		modules = append(modules, agentproto.Module{Name: filepath.Base(path), Data: data})
+	}
+	return modules, nil
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
 // ErrNoQEMU is wrapped by errors about a missing QEMU.
@@ -31,8 +32,9 @@ const rootTag = "msbroot"
 
 // Descriptors the VMM process inherits; see start.
 const (
-	qmpFD   = 3
-	agentFD = 4
+	qmpFD     = 3
+	agentFD   = 4
+	networkFD = 5
 )
 
 // qemuArgs renders c as QEMU's command line. docs/boot.md says which choices were measured.
@@ -47,6 +49,11 @@ func qemuArgs(c *Config) []string {
 	a = append(a, fsArgs("root", c.FSSocket, rootTag, c.FSQueues)...)
 	for i, m := range c.Mounts {
 		a = append(a, fsArgs("mount"+strconv.Itoa(i), m.Socket, mountTag(i), 1)...)
+	}
+	if c.Network != nil {
+		a = append(a,
+			"-netdev", "stream,id=network,server=off,addr.type=fd,addr.str="+strconv.Itoa(networkFD),
+			"-device", "virtio-net-pci,netdev=network,romfile=,mac="+usernet.MAC)
 	}
 	return a
 }

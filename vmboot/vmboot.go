@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
 // Config describes a VM. Kernel and FSSocket are needed; everything else has a default.
@@ -30,8 +31,9 @@ type Config struct {
 	FSSocket  string // vhost-user-fs socket of the root filesystem, which must show GuestFiles
 	FSQueues  int    // request queues the server at FSSocket has; 0 is one per CPU
 	Mounts    []Mount
-	QEMU      string // program; "" is qemu-system-x86_64 of PATH
-	RunDir    string // for the sockets a VMM needs; "" is a temporary directory
+	Network   *usernet.Network // nil is no network but lo. Start takes it over: it is closed when the VM has ended.
+	QEMU      string           // program; "" is qemu-system-x86_64 of PATH
+	RunDir    string           // for the sockets a VMM needs; "" is a temporary directory
 }
 
 // Mount is a further filesystem of the guest, served by the host.
@@ -89,7 +91,12 @@ type VM struct {
 }
 
 // Start starts a VM and returns when its process runs, long before the guest does. Cancelling ctx kills it.
-func Start(ctx context.Context, c Config) (*VM, error) {
+func Start(ctx context.Context, c Config) (_ *VM, err error) {
+	defer func() {
+		if err != nil && c.Network != nil {
+			c.Network.Close()
+		}
+	}()
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
@@ -100,7 +107,7 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 	return start(ctx, c, program, qemuArgs(&c))
 }
 
-// start runs program with args and two sockets, descriptors 3 (QMP) and 4 (the agent's port).
+// start runs program with args and the sockets that qmpFD, agentFD and networkFD number.
 func start(ctx context.Context, c Config, program string, args []string) (*VM, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -124,6 +131,9 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.stderr
 	cmd.ExtraFiles = []*os.File{qmpFile, agentFile}
+	if c.Network != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, c.Network.File())
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	running := make(chan error, 1)
 	go vm.supervise(ctx, cmd, running)
@@ -159,9 +169,12 @@ func (vm *VM) supervise(ctx context.Context, cmd *exec.Cmd, running chan<- error
 		vm.err = fmt.Errorf("the virtual machine ended: %w%s", err, vm.Explain())
 	}
 	vm.mu.Unlock()
-	close(vm.done)
 	vm.qmp.close()
 	vm.agentConn.Close()
+	if vm.config.Network != nil {
+		vm.config.Network.Close()
+	}
+	close(vm.done)
 }
 
 // socketPair returns a connection and the file that is its other end, for a child.
