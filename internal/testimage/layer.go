@@ -218,6 +218,7 @@ func zstdAll(w io.Writer, r io.Reader) error {
 // convertTOC makes the forms that carry a table of contents: their tar differs from the one they are made of.
 func convertTOC(out *digester, form Form, t *io.SectionReader, opts []estargz.Option) (*Layer, error) {
 	l := &Layer{mediaType: types.OCILayer, Annotations: map[string]string{}}
+	opts = append([]estargz.Option{estargz.WithCompressionLevel(gzip.DefaultCompression)}, opts...)
 	if form == ZstdChunked {
 		l.mediaType = types.OCILayerZStd
 		opts = append(opts, estargz.WithCompression(&zstdCompression{
