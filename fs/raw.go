@@ -153,7 +153,7 @@ const dots = 2
 func (s *server) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	ctx := s.requests.begin(cancel, in.Pid)
 	defer ctx.end()
-	return s.readDir(ctx, in, func(name string, id ID, a *Attr, off uint64) bool {
+	return s.readDir(ctx, in, func(name string, id ID, a Attr, off uint64) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: name, Mode: a.Mode, Ino: id, Off: off})
 	})
 }
@@ -161,38 +161,38 @@ func (s *server) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 func (s *server) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	ctx := s.requests.begin(cancel, in.Pid)
 	defer ctx.end()
-	return s.readDir(ctx, in, func(name string, id ID, a *Attr, off uint64) bool {
+	return s.readDir(ctx, in, func(name string, id ID, a Attr, off uint64) bool {
 		e := out.AddDirLookupEntry(fuse.DirEntry{Name: name, Mode: a.Mode, Ino: id, Off: off})
 		if e == nil {
 			return false
 		}
 		if name != "." && name != ".." { // of which the kernel wants no entry
-			setEntry(e, id, a)
+			setEntry(e, id, &a)
 		}
 		return true
 	})
 }
 
 // readDir lists a directory from in.Offset on, "." and ".." first.
-func (s *server) readDir(ctx context.Context, in *fuse.ReadIn, add func(name string, id ID, a *Attr, off uint64) bool) fuse.Status {
+func (s *server) readDir(ctx context.Context, in *fuse.ReadIn, add func(name string, id ID, a Attr, off uint64) bool) fuse.Status {
 	dir := Attr{Mode: syscall.S_IFDIR}
 	off := in.Offset
 	if off > MaxLayers*MaxEntries+dots {
 		return fuse.OK
 	}
 	if off == 0 {
-		if !add(".", in.NodeId, &dir, 1) {
+		if !add(".", in.NodeId, dir, 1) {
 			return fuse.OK
 		}
 		off = 1
 	}
 	if off == 1 {
-		if !add("..", s.tree.Parent(in.NodeId), &dir, 2) {
+		if !add("..", s.tree.Parent(in.NodeId), dir, 2) {
 			return fuse.OK
 		}
 		off = 2
 	}
-	return status(s.tree.readDir(ctx, in.NodeId, int(off)-dots, func(i int, name string, id ID, a *Attr) bool {
+	return status(s.tree.readDir(ctx, in.NodeId, int(off)-dots, func(i int, name string, id ID, a Attr) bool {
 		return add(name, id, a, uint64(i)+dots+1)
 	}))
 }

@@ -58,7 +58,7 @@ func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64)
 	f.layer = nil
 	t.fetches.Put(f)
 	if n < len(p) {
-		return n, fmt.Errorf("chunk %x has %d bytes less than its layer said: %w", c.Digest[:6], len(p)-n, syscall.EIO)
+		return n, fmt.Errorf("chunk %d of layer %d has %d bytes less than it said: %w", c.Index, l, len(p)-n, syscall.EIO)
 	}
 	return n, nil
 }

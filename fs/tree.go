@@ -307,19 +307,19 @@ func (t *Tree) Attr(ctx context.Context, id ID) (a Attr, err error) {
 // ReadDir calls fn for the children of directory id, sorted by name, from the from'th on, until fn returns false. "." and
 // ".." are not among them. It waits until every layer that could add to the directory has ended.
 func (t *Tree) ReadDir(ctx context.Context, id ID, from int, fn func(name string, id ID, a Attr) bool) error {
-	return t.readDir(ctx, id, from, func(_ int, name string, id ID, a *Attr) bool {
-		return fn(strings.Clone(name), id, *a)
+	return t.readDir(ctx, id, from, func(_ int, name string, id ID, a Attr) bool {
+		return fn(strings.Clone(name), id, a)
 	})
 }
 
 // readDir is ReadDir with each child's ordinal, and names that fn may not keep.
-func (t *Tree) readDir(ctx context.Context, id ID, from int, fn func(i int, name string, id ID, a *Attr) bool) error {
+func (t *Tree) readDir(ctx context.Context, id ID, from int, fn func(i int, name string, id ID, a Attr) bool) error {
 	f := t.flat.Load()
 	if f == nil {
 		list, err := t.growList(ctx, id)
 		if err != errSealed {
 			for i := max(from, 0); err == nil && i < len(list); i++ {
-				if !fn(i, list[i].name, list[i].id, &list[i].attr) {
+				if !fn(i, list[i].name, list[i].id, list[i].attr) {
 					break
 				}
 			}
@@ -335,14 +335,12 @@ func (t *Tree) readDir(ctx context.Context, id ID, from int, fn func(i int, name
 		return syscall.ENOTDIR
 	}
 	es := f.children(dir)
-	var a Attr
 	for i := max(from, 0); i < len(es); i++ {
 		n := f.node(es[i].Node)
 		if n == nil {
 			continue
 		}
-		a = n.attr()
-		if !fn(i, f.str(es[i].Name, es[i].NameLen), ID(n.ID), &a) {
+		if !fn(i, f.str(es[i].Name, es[i].NameLen), ID(n.ID), n.attr()) {
 			break
 		}
 	}
