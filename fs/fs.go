@@ -80,10 +80,18 @@ const dirSize = 4096
 // Errno translates an error of this package into what a system call returns; it is the only place that does. Anything
 // unknown is EIO.
 func Errno(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	if no, ok := err.(syscall.Errno); ok {
+		return no
+	}
+	return errnoOf(err)
+}
+
+func errnoOf(err error) syscall.Errno {
 	var no syscall.Errno
 	switch {
-	case err == nil:
-		return 0
 	case errors.As(err, &no):
 		return no
 	case errors.Is(err, context.Canceled):
