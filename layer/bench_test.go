@@ -130,3 +130,61 @@ func BenchmarkOpenIndex(b *testing.B) {
 	st, _ := os.Stat(filepath.Join(dir, indexName(l.id, Digest{})))
 	b.ReportMetric(float64(st.Size())/float64(len(items)+500), "bytes/entry")
 }
+
+// BenchmarkComplete completes a layer of many small files and some large ones by its index or TOC, from memory.
+func BenchmarkComplete(b *testing.B) {
+	var items []item
+	for i := range 4000 {
+		items = append(items, file(fmt.Sprintf("small%d", i), text(uint64(i%50), 1000+i%50*200)))
+	}
+	for i := range 4 {
+		items = append(items, file(fmt.Sprintf("large%d", i), text(uint64(i), 6<<20)))
+	}
+	tarball := makeTar(b, items...)
+	for _, f := range forms() {
+		if f.name != "go-gzip" && f.name != "estargz" && f.name != "zstdchunked" && f.name != "zstd-frames" {
+			continue
+		}
+		b.Run(f.name, func(b *testing.B) {
+			blob, ann := f.pack(b, tarball)
+			d := descriptor(blob, f.typ, ann)
+			dir := b.TempDir()
+			l := open(b, d, &memBlob{data: blob}, Options{Dir: dir})
+			<-l.Done()
+			l.Close()
+			b.SetBytes(int64(len(tarball)))
+			b.ReportAllocs()
+			for b.Loop() {
+				l, err := Open(b.Context(), d, &memBlob{data: blob}, Options{Dir: dir, Chunks: nullStore{}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := l.Complete(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				l.Close()
+			}
+		})
+	}
+}
+
+// BenchmarkFetch fetches random chunks of small files by the index of a gzip layer: what a page fault costs beside the wire.
+func BenchmarkFetch(b *testing.B) {
+	tarball := usrTar(b, 64<<20)
+	blob, _ := goGzip(gzip.DefaultCompression, 0)(b, tarball)
+	d := descriptor(blob, typeGzip, nil)
+	dir := b.TempDir()
+	l := open(b, d, &memBlob{data: blob}, Options{Dir: dir})
+	if <-l.Done(); l.Err() != nil {
+		b.Fatal(l.Err())
+	}
+	n := len(l.t.chunks)
+	b.ResetTimer()
+	i := 0
+	for b.Loop() {
+		i = (i + 7919) % n
+		if _, err := l.Fetch(b.Context(), l.t.chunk(uint32(i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

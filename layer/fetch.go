@@ -249,7 +249,7 @@ func (l *Layer) sparse(ctx context.Context, from, to int, emit func(num int, c *
 	if r == nil {
 		return fmt.Errorf("chunk %d is not in the index", from)
 	}
-	src := &runReader{l: l, ctx: ctx, run: r, span: -1, shut: func() {}}
+	src := &runReader{l: l, ctx: ctx, run: r, span: -1}
 	defer src.close()
 	if err := src.seek(&own[0]); err != nil {
 		return err

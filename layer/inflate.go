@@ -48,6 +48,7 @@ type gzipReader struct {
 	src    *source
 	br     *bufio.Reader
 	fl     io.ReadCloser // of the current member; nil between members
+	idle   io.ReadCloser // of a former member, to be used again
 	any    bool          // a member has been seen
 	resume bool          // the first member is read from its middle: its checksum cannot be checked
 	index  bool          // spans are wanted
@@ -71,15 +72,25 @@ func newGzipReader(r io.Reader, index bool) *gzipReader {
 
 // resumeGzip reads what follows s; r begins at s.off.
 func resumeGzip(r io.Reader, s span) *gzipReader {
-	g := newGzipReader(r, false)
-	g.src.n, g.uoff = s.off, s.uoff
+	g := newGzipReader(nil, false)
+	g.resumeAt(r, s)
+	return g
+}
+
+// resumeAt makes g, which collects no spans, read what follows s; r begins at s.off.
+func (g *gzipReader) resumeAt(r io.Reader, s span) {
+	g.src.r, g.src.n = r, s.off
+	g.br.Reset(g.src)
+	if g.fl != nil {
+		g.idle = g.fl
+	}
+	g.fl, g.any, g.resume, g.uoff = nil, false, false, s.uoff
 	if s.window != nil || s.bit != 0 {
 		g.any, g.resume = true, true
 		g.fl = flate.NewReaderOpts(g.br, flate.WithResumeFrom(flate.InflateCheckpoint{
 			CompressedOffset: s.off, UncompressedOffset: s.uoff, BitOffset: s.bit, Window: s.window,
 		}))
 	}
-	return g
 }
 
 func (g *gzipReader) spans() []span {
@@ -101,7 +112,7 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 			g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
 		}
 		if err == io.EOF {
-			g.fl, err = nil, g.trailer()
+			g.idle, g.fl, err = g.fl, nil, g.trailer()
 		}
 		if n > 0 || err != nil {
 			return n, g.explain(err)
@@ -156,11 +167,14 @@ func (g *gzipReader) member() error {
 	g.any, g.resume = true, false
 	g.begin, g.ubegin, g.drift, g.crc = g.pos(), g.uoff, 0, 0
 	if g.index {
-		g.fl = flate.NewReaderOpts(g.br, flate.WithEobCallback(g.checkpoint))
-	} else {
-		g.fl = flate.NewReader(g.br)
+		g.fl = flate.NewReaderOpts(g.br, flate.WithEobCallback(g.checkpoint)) // a callback does not survive a Reset
+		return nil
 	}
-	return nil
+	if g.idle == nil {
+		g.idle = flate.NewReader(nil)
+	}
+	g.fl = g.idle
+	return g.fl.(flate.Resetter).Reset(g.br, nil)
 }
 
 // skipFields passes over the optional fields of a member's header: RFC 1952, 2.3.

@@ -154,14 +154,15 @@ type runReader struct {
 	run  *run
 	mem  []byte        // the run's bytes, or
 	body io.ReadCloser // the blob from body0 on
-	r    io.Reader     // the inflater, at
+	r    io.Reader     // the inflater, one of the two below or the blob itself, at
 	pos  int64         // tar offset, or offset in the part
 	span int           // where r was begun, as a number of run.spans; -1: nowhere yet
-	shut func()        // frees r
+	gzip *gzipReader   // used again and again, nil until needed
+	zstd *zstdReader   // likewise
 }
 
 func (l *Layer) openRun(ctx context.Context, r *run) (*runReader, error) {
-	src := &runReader{l: l, ctx: ctx, run: r, span: -1, shut: func() {}}
+	src := &runReader{l: l, ctx: ctx, run: r, span: -1}
 	if r.end-r.off > memRun {
 		if r.sums != nil {
 			return nil, refused("spans of %d bytes cannot be checked", r.end-r.off)
@@ -197,7 +198,9 @@ func (r *run) checkSpans(mem []byte) error {
 }
 
 func (s *runReader) close() {
-	s.shut()
+	if s.zstd != nil {
+		s.zstd.Close()
+	}
 	if s.body != nil {
 		s.body.Close()
 	}
@@ -227,8 +230,6 @@ func (s *runReader) seek(c *chunkRec) error {
 
 // begin makes r inflate from span k on.
 func (s *runReader) begin(k int, rec spanRec, start int64) error {
-	s.shut()
-	s.shut = func() {}
 	raw, err := s.raw(rec.off)
 	if err != nil {
 		return err
@@ -243,13 +244,20 @@ func (s *runReader) begin(k int, rec spanRec, start int64) error {
 				return corrupt("index: window of span %d: %w", k, err)
 			}
 		}
-		s.r = resumeGzip(raw, sp)
-	default:
-		z, err := newZstdReader(raw, sp, false)
-		if err != nil {
-			return err
+		if s.gzip == nil {
+			s.gzip = newGzipReader(nil, false)
 		}
-		s.r, s.shut = z, func() { z.Close() }
+		s.gzip.resumeAt(raw, sp)
+		s.r = s.gzip
+	default:
+		if s.zstd == nil {
+			if s.zstd, err = newZstdReader(raw, sp, false); err != nil {
+				return err
+			}
+		} else {
+			s.zstd.resumeAt(raw, sp)
+		}
+		s.r = s.zstd
 	}
 	s.span, s.pos = k, start
 	return nil

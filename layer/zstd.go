@@ -30,9 +30,17 @@ func newZstdReader(r io.Reader, s span, index bool) (*zstdReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	z := &zstdReader{src: &source{r: r, n: s.off}, dec: dec, index: index, uoff: s.uoff, last: s.uoff - spanLen}
+	z := &zstdReader{src: new(source), dec: dec, index: index}
 	z.br = bufio.NewReaderSize(z.src, 64<<10)
+	z.resumeAt(r, s)
 	return z, nil
+}
+
+// resumeAt makes z read what follows s, which is the start of a frame; r begins at s.off.
+func (z *zstdReader) resumeAt(r io.Reader, s span) {
+	z.src.r, z.src.n = r, s.off
+	z.br.Reset(z.src)
+	z.frame, z.any, z.uoff, z.last = nil, false, s.uoff, s.uoff-spanLen
 }
 
 // Close frees the decoder.
