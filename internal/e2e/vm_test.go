@@ -126,11 +126,16 @@ func TestSecondRunWithoutRegistry(t *testing.T) {
 // every byte of it fetched at most once.
 func TestSandboxesAndMountShare(t *testing.T) {
 	needVM(t)
+	needRoot(t)
 	s := serve(t, registry.Options{})
 	ref := smallImage(t, s, testimage.Gzip)
 	h := newHome(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	mnt := t.TempDir()
+	h.must("msb-fs", "mount", "--insecure", "--ro", ref, mnt)
+	defer h.must("msb-fs", "umount", mnt)
+	pid := h.status().PID
 	type running struct {
 		wait func() error
 		out  *bytes.Buffer
@@ -148,16 +153,11 @@ func TestSandboxesAndMountShare(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		defer cmd.Process.Kill()
 		all = append(all, running{cmd.Wait, &out, func() { in.Close() }})
 	}
-	pid := h.status().PID
-	if os.Getuid() == 0 {
-		mnt := t.TempDir()
-		h.must("msb-fs", "mount", "--insecure", "--ro", ref, mnt)
-		if b, err := os.ReadFile(filepath.Join(mnt, "etc/debian_version")); err != nil || string(b) != "12.0\n" {
-			t.Errorf("mounted: %q, %v", b, err)
-		}
-		defer h.must("msb-fs", "umount", mnt)
+	if b, err := os.ReadFile(filepath.Join(mnt, "etc/debian_version")); err != nil || string(b) != "12.0\n" {
+		t.Errorf("mounted: %q, %v", b, err)
 	}
 	for until := time.Now().Add(patience); h.status().Sandboxes < 2; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(until) {
