@@ -47,7 +47,8 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 	b := f.beneath(ctx, p, name)
 	f.tree.Lock()
 	defer f.tree.Unlock()
-	switch _, err := f.resolve(p, name, &b); {
+	was, err := f.resolve(p, name, &b)
+	switch {
 	case err == nil:
 		return unix.EEXIST
 	case err != unix.ENOENT:
@@ -65,7 +66,7 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 		return err
 	}
 	defer done()
-	c, fd, err := f.make(to, l, target, &b, inh)
+	c, fd, err := f.make(to, l, target, making{inh, was.covered(), b.id != 0})
 	if err != nil {
 		return err
 	}
@@ -106,6 +107,10 @@ type inherited struct {
 // inherit applies to a new file's looks what its directory says: the group of a setgid directory, and a default ACL in
 // place of the umask. tree is held.
 func (f *FS) inherit(p *node, l *looks, umask uint32) (inh inherited, err error) {
+	if !p.defacl && p.over == nil && f.upper.owners && !f.upper.bothForm {
+		l.mode &^= umask & 0o777 // a setgid bit would be in a record
+		return inh, nil
+	}
 	at, done, err := f.at(p)
 	if err != nil {
 		return inh, err
@@ -142,17 +147,19 @@ func (f *FS) inherit(p *node, l *looks, umask uint32) (inh inherited, err error)
 	return inh, nil
 }
 
+// making is what a new file must take care of.
+type making struct {
+	inherited
+	covered bool // there is a whiteout device in its place
+	hiding  bool // and something of that name in the lower
+}
+
 // make brings a new file to a place where there is nothing but, perhaps, a whiteout. It returns it, and of a regular file
 // a descriptor or -1.
-func (f *FS) make(to place, l looks, target string, b *below, inh inherited) (c child, fd int, err error) {
+func (f *FS) make(to place, l looks, target string, m making) (c child, fd int, err error) {
 	host, over := f.upper.onHost(l)
-	hiding, err := to.stat()
-	covered := err == nil
-	if err != nil && err != unix.ENOENT {
-		return c, -1, err
-	}
 	mine := !f.upper.owners || l.uid == f.upper.uid && l.gid == f.upper.gid
-	bare := over == nil && mine && !covered && b.id == 0 && inh.access == nil && inh.def == nil && l.mode&f.upper.umask&0o777 == 0
+	bare := over == nil && mine && !m.covered && !m.hiding && m.access == nil && m.def == nil && l.mode&f.upper.umask&0o777 == 0
 	if bare {
 		fd = -1
 		switch host & unix.S_IFMT {
@@ -167,7 +174,7 @@ func (f *FS) make(to place, l looks, target string, b *below, inh inherited) (c 
 			return c, -1, err
 		}
 	} else {
-		if fd, err = f.makeDressed(to, l, target, b, inh, covered && isWhiteout(&hiding)); err != nil {
+		if fd, err = f.makeDressed(to, l, target, m); err != nil {
 			return c, -1, err
 		}
 	}
@@ -182,12 +189,12 @@ func (f *FS) make(to place, l looks, target string, b *below, inh inherited) (c 
 		return c, -1, err
 	}
 	c.id = firstUpper + c.st.Ino
-	c.meta = meta{over: over, acl: inh.access != nil, defacl: inh.def != nil}
+	c.meta = meta{over: over, acl: m.access != nil, defacl: m.def != nil}
 	return c, fd, nil
 }
 
 // makeDressed is make for what one system call cannot make: it is built in work/ and renamed.
-func (f *FS) makeDressed(to place, l looks, target string, b *below, inh inherited, covered bool) (fd int, err error) {
+func (f *FS) makeDressed(to place, l looks, target string, m making) (fd int, err error) {
 	d, err := f.upper.draft(l, target)
 	if err != nil {
 		return -1, err
@@ -200,12 +207,12 @@ func (f *FS) makeDressed(to place, l looks, target string, b *below, inh inherit
 		}
 	}()
 	isDir := l.mode&unix.S_IFMT == unix.S_IFDIR
-	if isDir && b.id != 0 {
+	if isDir && m.hiding {
 		if err := d.opaque(); err != nil {
 			return -1, err
 		}
 	}
-	for attr, v := range map[string][]byte{xattrACL: inh.access, xattrDefaultACL: inh.def} {
+	for attr, v := range map[string][]byte{xattrACL: m.access, xattrDefaultACL: m.def} {
 		if v == nil {
 			continue
 		}
@@ -217,7 +224,7 @@ func (f *FS) makeDressed(to place, l looks, target string, b *below, inh inherit
 			return -1, err
 		}
 	}
-	if isDir && covered {
+	if isDir && m.covered {
 		return fd, f.overWhiteout(d.place, to)
 	}
 	return fd, d.rename(to, 0)
@@ -267,7 +274,7 @@ func (f *FS) tmpfile(ctx context.Context, in *fuse.CreateIn, out *fuse.CreateOut
 		return err
 	}
 	t := f.upper.temp()
-	c, fd, err := f.make(t, l, "", &below{}, inh)
+	c, fd, err := f.make(t, l, "", making{inherited: inh})
 	if err != nil {
 		return err
 	}

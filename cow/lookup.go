@@ -63,7 +63,11 @@ func (f *FS) lookup(ctx context.Context, p *node, name string, out *fuse.EntryOu
 			f.tree.RUnlock()
 			continue // a racing change, which the kernel does not make
 		}
-		c, err = f.resolve(p, name, &b)
+		if p.gone || err == errAskLower {
+			c, err = f.resolve(p, name, &b)
+		} else {
+			c, err = f.onlyBelow(&b)
+		}
 		if err == nil {
 			err = f.entry(ctx, &c, p, name, out)
 		}

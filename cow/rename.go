@@ -284,7 +284,7 @@ func (f *FS) leaveDevice(from *end) error {
 		return err
 	}
 	defer done()
-	_, fd, err := f.make(at, looks{mode: unix.S_IFCHR}, "", &from.b, inherited{})
+	_, fd, err := f.make(at, looks{mode: unix.S_IFCHR}, "", making{covered: from.b.id != 0, hiding: from.b.id != 0})
 	closeFD(fd)
 	return err
 }

@@ -57,9 +57,13 @@ func (c *child) mode() uint32 {
 	return c.st.Mode
 }
 
+// covered reports whether c is a whiteout device.
+func (c *child) covered() bool { return c.upper && isWhiteout(&c.st) }
+
 func (c *child) isDir() bool { return c.mode()&unix.S_IFMT == unix.S_IFDIR }
 
-// resolve says what name is in directory p, given what the lower has there. tree is held, at least for reading.
+// resolve says what name is in directory p, given what the lower has there. With ENOENT, child.covered says that there is
+// a whiteout device. tree is held, at least for reading.
 func (f *FS) resolve(p *node, name string, b *below) (c child, err error) {
 	if p.gone {
 		return c, unix.ENOENT
@@ -70,6 +74,11 @@ func (f *FS) resolve(p *node, name string, b *below) (c child, err error) {
 			return c, err
 		}
 	}
+	return f.onlyBelow(b)
+}
+
+// onlyBelow is resolve for a name that the upper neither has nor hides.
+func (f *FS) onlyBelow(b *below) (c child, err error) {
 	switch {
 	case b.err != nil:
 		return c, b.err
@@ -112,7 +121,7 @@ func (f *FS) inUpper(p *node, name string, b *below, c *child) (found bool, err 
 		return false, nil
 	case err != nil:
 		return false, err
-	case isWhiteout(&c.st):
+	case c.covered():
 		return true, unix.ENOENT
 	}
 	if c.isDir() && c.lower == 0 && !c.meta.opaque && p.lower != 0 {

@@ -103,7 +103,7 @@ func (f *FS) copyRange(ctx context.Context, in *fuse.CopyFileRangeIn) (int, erro
 	if !whole(from) || !whole(to) || int64(in.OffIn) < 0 || int64(in.OffOut) < 0 {
 		return 0, unix.EOPNOTSUPP
 	}
-	if err := f.written(ctx, to, true); err != nil {
+	if err := f.written(ctx, to, false); err != nil { // the kernel took setuid bits before
 		return 0, err
 	}
 	src, err := f.fileHandle(from)

@@ -52,6 +52,8 @@ var sequences = map[string]string{
 		tmpfile etc/new n=420; stat etc/new; remount; stat etc/new; read etc/new n=20; unlink etc/passwd; tmpfile etc/passwd n=420; remount; stat etc/passwd`,
 	"setuid": `
 		chmod bin/su n=2541; chown bin/su n=420; stat bin/su; chmod bin/su n=1517; write bin/su n=3 off=1; stat bin/su; remount; stat bin/su`,
+	"setuid file copied into": `
+		excl etc/new n=420; chmod bin/su n=2541; create bin/h; chmod bin/h n=2541; copyrange etc/new bin/h n=300; stat bin/h; copyrange etc/new bin/su n=300; stat bin/su`,
 	"symbolic link": `
 		chown etc/localtime n=420; utimes etc/localtime n=493; rename etc/localtime etc/new; stat etc/new; link etc/new etc/localtime; remount; stat etc/localtime`,
 	"xattrs": `
