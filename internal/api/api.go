@@ -64,6 +64,32 @@ type SandboxRequest struct {
 	Verify string `json:"verify,omitempty"`
 }
 
+// UpperRequest names an upper directory that is not in use.
+type UpperRequest struct {
+	Upper  string `json:"upper"` // absolute
+	Access Access `json:"access,omitzero"`
+}
+
+// Change is a path that an upper directory has changed.
+type Change struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"` // added, changed or deleted
+}
+
+// CommitRequest asks for an upper directory to become the top layer of a new image, which goes to a registry or into an
+// OCI image layout.
+type CommitRequest struct {
+	UpperRequest
+	Reference string `json:"reference,omitempty"` // to push to
+	Layout    string `json:"layout,omitempty"`    // or the layout's directory, absolute
+	Tag       string `json:"tag,omitempty"`       // in the layout
+}
+
+// Committed is the new image.
+type Committed struct {
+	Digest string `json:"digest"` // of its manifest
+}
+
 // IndexRequest asks for the indexes of an image's layers to be published or fetched.
 type IndexRequest struct {
 	ImageRequest

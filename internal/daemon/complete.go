@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -64,9 +63,7 @@ func completeAll(ctx context.Context, layers []*openLayer) []error {
 	var wg sync.WaitGroup
 	for i, l := range layers {
 		wg.Go(func() {
-			if err := completeLayer(ctx, l); err != nil {
-				errs[i] = fmt.Errorf("layer %s: %w", l.blob.Digest(), err)
-			}
+			errs[i] = completeLayer(ctx, l)
 		})
 	}
 	wg.Wait()

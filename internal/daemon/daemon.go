@@ -94,7 +94,7 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	d.images = &images{home: home, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log,
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
-	d.mounts = &mounts{images: d.images, record: filepath.Join(run, "mounts.json"), byDir: map[string]*mount{}, uppers: map[string]bool{},
+	d.mounts = &mounts{images: d.images, record: filepath.Join(run, "mounts.json"), byDir: map[string]*mount{},
 		left: map[string]bool{}, fault: func(v any) { o.Log.Error("panic while answering a request", "panic", v) }}
 	d.sandboxes = &sandboxes{run: run, byID: map[string]*sandbox{}}
 	d.cleanUp(ctx, run)

@@ -5,16 +5,27 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/microsandbox/msb-fs/fs"
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/internal/registry"
 	"github.com/microsandbox/msb-fs/internal/testimage"
 )
+
+// noise is n bytes that do not compress, always the same.
+func noise(n int) string {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return string(b)
+}
 
 // host is a daemon with a home of its own, and a registry.
 type host struct {
@@ -197,15 +208,23 @@ func TestCorruptLayer(t *testing.T) {
 	for _, form := range []testimage.Form{testimage.Gzip, testimage.EStargz} {
 		t.Run(string(form), func(t *testing.T) {
 			h := newHost(t, registry.Options{})
-			ref := h.image("app:1", form, strings.Repeat("content ", 1000))
-			in := h.registry.Inject(registry.Match{Op: registry.Blob}, registry.FlipByte(120))
+			content := noise(1 << 20)
+			bad := layerOf(h, form, testimage.File("f", content))
+			ref := h.add("app:1", bad)
+			digest, err := bad.Digest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := h.registry.Inject(registry.Match{Op: registry.Blob, Ref: digest.String()}, registry.FlipByte(1<<19))
 			if _, err := h.pull(api.PullRequest{ImageRequest: api.ImageRequest{Image: ref}}); err == nil {
 				t.Fatal("a pull of wrong bytes succeeded")
 			} else {
 				t.Log(err)
 			}
 			in.Remove()
-			h.wantCat(ref, "/f", api.PullIfMissing, strings.Repeat("content ", 1000))
+			if got, err := h.cat(ref, "/f", api.PullIfMissing); err != nil || got != content {
+				t.Errorf("once the registry is honest again: %d bytes, %v", len(got), err)
+			}
 		})
 	}
 }
@@ -245,14 +264,7 @@ func TestRemoveAndPrune(t *testing.T) {
 func TestPublishedIndex(t *testing.T) {
 	first := newHost(t, registry.Options{})
 	big := strings.Repeat("0123456789abcdef", 1<<16)
-	noise := make([]byte, 8<<20)
-	for i, x := 0, uint32(1); i < len(noise); i++ {
-		x ^= x << 13
-		x ^= x >> 17
-		x ^= x << 5
-		noise[i] = byte(x)
-	}
-	ref := first.add("app:1", layerOf(first, testimage.Gzip, testimage.File("noise", string(noise)), testimage.File("f", "found"), testimage.File("big", big)))
+	ref := first.add("app:1", layerOf(first, testimage.Gzip, testimage.File("noise", noise(8<<20)), testimage.File("f", "found"), testimage.File("big", big)))
 	first.mustPull(ref)
 	var pushed []api.PushedIndex
 	if err := first.client.Call(context.Background(), "POST", "/v1/index/push", api.IndexRequest{ImageRequest: api.ImageRequest{Image: ref}}, &pushed); err != nil {
@@ -283,6 +295,118 @@ func TestPublishedIndex(t *testing.T) {
 	}
 	if stats.BytesFetched > img.Size/2 {
 		t.Errorf("fetched %d of %d bytes for one small file", stats.BytesFetched, img.Size)
+	}
+}
+
+// mount mounts ref on a new directory, with upper over it if that is not "", until the test ends.
+func (h *host) mount(ref, upper string) (dir string) {
+	h.Helper()
+	dir = h.TempDir()
+	req := api.MountRequest{ImageRequest: api.ImageRequest{Image: ref}, Dir: dir, Upper: upper}
+	if err := h.client.Stream(context.Background(), "POST", "/v1/mounts", req, func(api.Event) error { return nil }); err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { fs.Unmount(context.Background(), dir) })
+	return dir
+}
+
+func (h *host) unmount(dir string) {
+	h.Helper()
+	if err := h.client.Call(context.Background(), "DELETE", "/v1/mounts?dir="+dir, nil, nil); err != nil {
+		h.Fatal(err)
+	}
+}
+
+func TestMounts(t *testing.T) {
+	h := newHost(t, registry.Options{})
+	ref := h.image("app:1", testimage.Gzip, "content")
+	a, b := h.mount(ref, ""), h.mount(ref, "")
+	for _, dir := range []string{a, b} {
+		if got, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(got) != "content" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(a, "new"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("writing to a mount without an upper: %v", err)
+	}
+	var mounts []api.Mount
+	if err := h.client.Call(context.Background(), "GET", "/v1/mounts", nil, &mounts); err != nil || len(mounts) != 2 {
+		t.Errorf("mounts: %+v, %v", mounts, err)
+	}
+	h.unmount(a)
+	if _, err := os.Stat(filepath.Join(a, "f")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the unmount: %v", err)
+	}
+	h.end() // stopping unmounts
+	<-h.done
+	h.done <- nil
+	if _, err := os.Stat(filepath.Join(b, "f")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the daemon stopped: %v", err)
+	}
+}
+
+func TestDiffAndCommit(t *testing.T) {
+	h := newHost(t, registry.Options{})
+	ref := h.image("app:1", testimage.Gzip, "content")
+	upper := filepath.Join(t.TempDir(), "upper")
+	dir := h.mount(ref, upper)
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "new"), []byte("new"), 0o640), os.Remove(filepath.Join(dir, "d")),
+		os.WriteFile(filepath.Join(dir, "f"), []byte("changed"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := h.client.Raw(context.Background(), "POST", "/v1/diff", api.UpperRequest{Upper: upper}); err == nil {
+		t.Error("an upper in use was opened a second time")
+	}
+	h.unmount(dir)
+	// The mount's upper is closed a moment after the mount is gone.
+	var changes string
+	for try := 0; ; try++ {
+		body, trailer, err := h.client.Raw(context.Background(), "POST", "/v1/diff", api.UpperRequest{Upper: upper})
+		if err == nil {
+			b, rerr := io.ReadAll(body)
+			changes, err = string(b), errors.Join(rerr, trailer())
+		}
+		if err == nil {
+			break
+		}
+		if try == 100 {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	want := `{"path":"/","kind":"changed"}` + "\n" + `{"path":"/d","kind":"deleted"}` + "\n" + `{"path":"/f","kind":"changed"}` + "\n" + `{"path":"/new","kind":"added"}` + "\n"
+	if changes != want {
+		t.Errorf("diff:\n%swant:\n%s", changes, want)
+	}
+
+	made := h.registry.Host() + "/made:1"
+	var pushed, written api.Committed
+	req := api.CommitRequest{UpperRequest: api.UpperRequest{Upper: upper}, Reference: made}
+	if err := h.client.Call(context.Background(), "POST", "/v1/commit", req, &pushed); err != nil {
+		t.Fatal(err)
+	}
+	h.wantCat(made, "/new", "", "new")
+	h.wantCat(made, "/f", "", "changed")
+	if _, err := h.cat(made, "/d", ""); !errors.Is(err, &api.Error{Code: api.CodeNotFound}) {
+		t.Errorf("what was deleted: %v", err)
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	req = api.CommitRequest{UpperRequest: api.UpperRequest{Upper: upper}, Layout: layout, Tag: "made"}
+	if err := h.client.Call(context.Background(), "POST", "/v1/commit", req, &written); err != nil {
+		t.Fatal(err)
+	}
+	if pushed != written {
+		t.Errorf("the same content made %s and %s", pushed.Digest, written.Digest)
+	}
+	unpacked := filepath.Join(t.TempDir(), "bundle")
+	if out, err := exec.Command("umoci", "unpack", "--image", layout+":made", unpacked).CombinedOutput(); err != nil {
+		t.Fatalf("umoci: %v: %s", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(unpacked, "rootfs", "f")); err != nil || string(got) != "changed" {
+		t.Errorf("umoci's /f: %q, %v", got, err)
+	}
+	if _, err := os.Lstat(filepath.Join(unpacked, "rootfs", "d")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("umoci's /d: %v", err)
 	}
 }
 

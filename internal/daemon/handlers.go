@@ -30,6 +30,8 @@ func (d *daemon) handler() http.Handler {
 	handle("POST /v1/prune", d.postPrune)
 	handle("GET /v1/usage", d.getUsage)
 	handle("POST /v1/verify", d.postVerify)
+	handle("POST /v1/diff", d.postDiff)
+	handle("POST /v1/commit", d.postCommit)
 	handle("POST /v1/index/push", d.postIndexPush)
 	handle("POST /v1/index/pull", d.postIndexPull)
 	handle("POST /v1/inspect", d.postInspect)

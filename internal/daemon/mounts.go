@@ -27,10 +27,9 @@ type mounts struct {
 	record string    // path of the list
 	fault  func(any) // told of panics while a mount's requests are answered
 
-	mu     sync.Mutex
-	byDir  map[string]*mount
-	uppers map[string]bool // upper directories in use
-	left   map[string]bool // directories that cleanUp has unmounted
+	mu    sync.Mutex
+	byDir map[string]*mount
+	left  map[string]bool // directories that cleanUp has unmounted
 }
 
 // mount is one image on one directory.
@@ -65,20 +64,14 @@ func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.Mou
 	return m, nil
 }
 
-// reserve enters m unless its directory or upper is taken.
+// reserve enters m unless its directory is taken.
 func (ms *mounts) reserve(m *mount) error {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	if ms.byDir[m.Dir] != nil {
 		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%s has an image mounted: msb-fs umount %s", m.Dir, m.Dir)}
 	}
-	if m.Upper != "" && ms.uppers[m.Upper] {
-		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("upper directory %s is in use by another mount", m.Upper)}
-	}
 	ms.byDir[m.Dir] = m
-	if m.Upper != "" {
-		ms.uppers[m.Upper] = true
-	}
 	return nil
 }
 
@@ -86,7 +79,6 @@ func (ms *mounts) forget(m *mount) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	delete(ms.byDir, m.Dir)
-	delete(ms.uppers, m.Upper)
 }
 
 func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
@@ -96,9 +88,11 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 		raw = fs.Raw(m.image.tree)
 		opts.ReadOnly = true
 	} else {
-		m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest})
-		if err != nil {
-			return fmt.Errorf("open upper %s: %w", m.Upper, err)
+		if err := os.MkdirAll(m.Upper, 0o755); err != nil {
+			return fmt.Errorf("make upper directory: %w", err)
+		}
+		if m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest}); err != nil {
+			return err
 		}
 		raw = m.upper
 		opts.Adjust = cow.ServerOptions

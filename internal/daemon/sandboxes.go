@@ -53,8 +53,8 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	for _, other := range ss.byID {
-		if other.id == s.id || other.upper == s.upper {
-			return nil, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("sandbox %s or its upper %s is in use", s.id, s.upper)}
+		if other.id == s.id {
+			return nil, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("sandbox %s is served already", s.id)}
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -130,7 +130,7 @@ func (s *sandbox) serve(ctx context.Context, listening, kernelUp func(), fault f
 		}
 		upper, err = cow.New(o.tree, s.upper, cow.Options{LowerDigest: o.Digest})
 		if err != nil {
-			return nil, fmt.Errorf("open upper %s: %w", s.upper, err)
+			return nil, err
 		}
 		files, err := vmboot.GuestFiles()
 		if err != nil {
