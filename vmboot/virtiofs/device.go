@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 )
 
 // Virtio feature bits (virtio 1.2, section 6) and the vhost-user bit beside them.
@@ -60,6 +61,18 @@ func (d *device) close() {
 		d.mem.release()
 		d.mem = nil
 	}
+}
+
+// carryOut is handle, with a panic made an error. Rings are looked at when they are set up, and the host may have no
+// page to put there: huge pages are only promised.
+func (d *device) carryOut(m *message) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return d.handle(m)
 }
 
 // handle carries out one message. An error ends the connection: the front end has broken the protocol, or asks for what

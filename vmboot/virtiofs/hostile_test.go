@@ -1,8 +1,10 @@
 package virtiofs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"log"
 	"math"
 	"net"
 	"os"
@@ -179,6 +181,14 @@ func (l *faultLog) has(s string) bool {
 
 // A request that lies is answered with an error, or not at all, and the next one is served as ever.
 func TestBadRequests(t *testing.T) {
+	var printed bytes.Buffer
+	log.SetOutput(&printed)
+	defer func() {
+		log.SetOutput(os.Stderr)
+		if printed.Len() > 0 {
+			t.Errorf("a guest can make us print: %s", &printed)
+		}
+	}()
 	patch := func(b []byte, at int, v uint32) []byte {
 		binary.LittleEndian.PutUint32(b[at:], v)
 		return b
@@ -430,6 +440,7 @@ func TestManyFrontends(t *testing.T) {
 	}
 	defer ln.Close()
 	fs := newTestFS()
+	var slowest time.Duration
 	for i := range 500 {
 		done := make(chan error, 1)
 		go func() { done <- Serve(t.Context(), ln, opened(fs), Options{}) }()
@@ -452,15 +463,18 @@ func TestManyFrontends(t *testing.T) {
 			q.stop()
 		}
 		f.close()
+		closed := time.Now()
 		select {
 		case err := <-done:
 			if err != nil {
 				t.Fatalf("Serve %d: %v", i, err)
 			}
+			slowest = max(slowest, time.Since(closed))
 		case <-time.After(20 * time.Second):
 			panic("Serve does not return")
 		}
 	}
+	t.Logf("Serve returned within %v of the front end's going", slowest)
 	if n := openFiles(t) - files; n != 1 { // ln
 		t.Errorf("%d descriptors more than before", n)
 	}
@@ -504,4 +518,58 @@ func TestBigReads(t *testing.T) {
 		}
 	}
 	finish(t, b, f)
+}
+
+// Memory that the host cannot provide, here huge pages of which there are none, ends what touches it and nothing else.
+func TestMissingPages(t *testing.T) {
+	if b, err := os.ReadFile("/proc/meminfo"); err != nil || !bytes.Contains(b, []byte("HugePages_Free:        0")) {
+		t.Skip("needs a host that knows of huge pages and has none free")
+	}
+	huge, err := unix.MemfdCreate("huge", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_HUGETLB)
+	if err != nil {
+		t.Skip("needs memfd_create with MFD_HUGETLB: ", err)
+	}
+	defer unix.Close(huge)
+	if err := unix.Ftruncate(huge, regionSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(huge), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		t.Fatal(err)
+	}
+	const hugeGuest = 0x7f80_0000_0000 // above lowUser, because queues are laid out relative to that
+	region := append(u64(0), regionBytes(hugeGuest, regionSize, hugeGuest, 0)...)
+
+	t.Run("in a request", func(t *testing.T) {
+		var faults faultLog
+		b, f := connect(t, newTestFS(), Options{OnFault: faults.add})
+		f.acked(msgAddMemReg, region, huge)
+		q := f.queues[1]
+		in := readRequest(2, 0, 4096)
+		copy(f.bytes(q.buffer(0, 0), len(in)), in)
+		q.setDesc(0, q.buffer(0, 0), len(in), descNext, 1)
+		q.setDesc(1, hugeGuest, 4096+outHeaderSize, descWrite, 0)
+		q.offer(0)
+		other := f.addQueue(2, 64, true)
+		if reply, err := other.roundTrip(lookupRequest(1, "file"), 256); err != nil || status(reply) != 0 {
+			t.Errorf("another queue: %v, %x", err, reply)
+		}
+		q.stop()
+		if !faults.has("dead") {
+			t.Errorf("faults %q", faults.faults)
+		}
+		finish(t, b, f)
+	})
+	t.Run("in a ring", func(t *testing.T) {
+		b, f := connect(t, newTestFS(), Options{})
+		f.acked(msgAddMemReg, region, huge)
+		q := f.addQueue(2, 64, true)
+		q.stop()
+		q.desc, q.avail, q.used = hugeGuest-lowUser, hugeGuest-lowUser+0x1000, hugeGuest-lowUser+0x2000
+		if err := q.tryStart(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.wait(t); err == nil || !strings.Contains(err.Error(), "panic") {
+			t.Errorf("Serve: %v", err)
+		}
+	})
 }

@@ -110,7 +110,7 @@ func serveOne(ctx context.Context, ln *net.UnixListener, s *server) error {
 			}
 			return fmt.Errorf("vhost-user: %w", err)
 		}
-		err = d.handle(m)
+		err = d.carryOut(m)
 		m.closeFiles()
 		if replyErr := c.answer(m, err); err == nil && replyErr != nil {
 			// The front end may be killed at any time, also between its request and our answer.
