@@ -31,6 +31,7 @@ type Blob struct {
 	spool   *spool     // not nil once the registry turned out to have no Range support
 	runs    []run      // of reads, the one longest unused first
 	locs    map[*source]*location
+	asking  map[*source]chan struct{} // closed when who asks for a location has its answer
 }
 
 // location is where a registry redirected to for a blob.
@@ -42,7 +43,7 @@ type location struct {
 // Blob returns a layer of img to read. It does no I/O and asks for no credentials until the first read. Its bytes are not verified here, except
 // where the whole blob has to be streamed: whoever knows the digest of a range does that.
 func (c *Client) Blob(img *Image, l Layer, a Access) *Blob {
-	b := &Blob{client: c, access: a, digest: l.Digest, size: l.Size, locs: map[*source]*location{}}
+	b := &Blob{client: c, access: a, digest: l.Digest, size: l.Size, locs: map[*source]*location{}, asking: map[*source]chan struct{}{}}
 	b.count.parent = &c.stats
 	if r, err := parseReference(img.Reference); err == nil { // it came from parseReference; if not, the first read says so
 		b.repo = r.Context()
@@ -171,6 +172,10 @@ func (b *Blob) Distrust(off, n int64) {
 		}
 	}
 	clear(b.locs)
+	if b.spool != nil && !b.spool.complete() {
+		b.spool.close()
+		b.spool = nil
+	}
 	if b.up != nil {
 		b.up.distrust()
 	}
@@ -196,8 +201,8 @@ func (b *Blob) error(ctx context.Context, err error) error {
 		return err
 	}
 	ref := displayHost(b.repo.RegistryStr()) + "/" + b.repo.RepositoryStr() + "@" + b.digest
-	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-		return fmt.Errorf("read %s: %w", ref, err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("read %s: %w", ref, context.Cause(ctx))
 	}
 	return &Error{Op: "read", Ref: ref, Kind: kindOf(err), Cause: trimKind(err), Hint: hint(err, b.repo.RegistryStr())}
 }

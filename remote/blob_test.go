@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
+	"github.com/microsandbox/msb-fs/internal/registry"
 )
 
 func TestReadAt(t *testing.T) {
@@ -302,5 +303,33 @@ func TestReadersShareAFlight(t *testing.T) {
 	}
 	if n := count.Load(); n != 1 {
 		t.Errorf("%d requests", n)
+	}
+}
+
+// Many readers of a blob behind a registry that redirects ask the registry once.
+func TestRedirectIsAskedForOnce(t *testing.T) {
+	checkLeaks(t)
+	layer := randomBytes(4 << 20)
+	s, c, img := serve(t, registry.Options{ObjectStore: true}, Options{StallTimeout: time.Minute}, layer, layer[1:])
+	read := func(b *Blob, off int64) {
+		p := make([]byte, 1000)
+		if _, err := b.ReadAt(context.Background(), p, off); err != nil || !bytes.Equal(p, layer[off:off+1000]) {
+			t.Errorf("read at %d: %v", off, err)
+		}
+	}
+	read(c.Blob(img, img.Layers[0], Access{}), 0)
+	s.ResetLog()
+	s.Inject(registry.Match{Op: registry.Blob}, registry.Latency(50*time.Millisecond))
+	b := c.Blob(img, img.Layers[0], Access{})
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() { read(b, int64(i)*200_000) })
+	}
+	wg.Wait()
+	if n := len(s.Requests(registry.Blob)); n != 1 {
+		t.Errorf("the registry saw %d requests, want 1", n)
+	}
+	if n := len(s.Requests(registry.Object)); n != 16 {
+		t.Errorf("the object store saw %d requests, want 16", n)
 	}
 }

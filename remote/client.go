@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -86,6 +87,8 @@ type host struct {
 	sched   *scheduler
 	link    link
 	breaker breaker
+
+	redirects atomic.Bool // it has redirected a request for a blob
 }
 
 // NewClient makes a Client. It does no I/O.

@@ -156,22 +156,31 @@ func (e *endpoint) follow(ctx context.Context, resp *http.Response, r request) (
 		if !isRedirect(resp.StatusCode) {
 			return resp, resp.Request.URL, nil
 		}
-		to, err := resp.Request.URL.Parse(resp.Header.Get("Location"))
-		from := resp.Request.URL
+		to, err := e.redirect(resp)
 		discard(resp)
-		if err != nil || resp.Header.Get("Location") == "" || to.Host == "" {
-			return nil, nil, &protocolError{e.host.name, "redirects to nowhere"}
+		if err != nil {
+			return nil, nil, err
 		}
-		if to.Scheme != "https" && !(to.Scheme == "http" && from.Scheme == "http") {
-			return nil, nil, &protocolError{e.host.name, fmt.Sprintf("redirects from %s to %s, which is not safe", from.Scheme, oneLine(to.Scheme))}
-		}
-		to.User = nil
 		if resp, err = e.doElsewhere(ctx, to, r); err != nil {
 			return nil, nil, err
 		}
 	}
 	discard(resp)
 	return nil, nil, &protocolError{e.host.name, fmt.Sprintf("redirects more than %d times", maxRedirects)}
+}
+
+// redirect reads where a redirect leads. It never leads from HTTPS to plain HTTP.
+func (e *endpoint) redirect(resp *http.Response) (*url.URL, error) {
+	text, from := resp.Header.Get("Location"), resp.Request.URL
+	to, err := from.Parse(text)
+	switch {
+	case err != nil || text == "" || to.Host == "":
+		return nil, &protocolError{e.host.name, "redirects to nowhere"}
+	case to.Scheme != "https" && !(to.Scheme == "http" && from.Scheme == "http"):
+		return nil, &protocolError{e.host.name, fmt.Sprintf("redirects from %s to %s, which is not safe", from.Scheme, oneLine(to.Scheme))}
+	}
+	to.User = nil
+	return to, nil
 }
 
 // doElsewhere sends a request to a URL a registry named. Only a redirect within the registry itself gets its

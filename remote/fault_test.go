@@ -128,6 +128,7 @@ func TestFaults(t *testing.T) {
 		{"Content-Encoding", blobs, []registry.Fault{registry.Header("Content-Encoding", "gzip")}, reads(ErrUnreachable), false},
 		{"200 for a Range", every, []registry.Fault{registry.IgnoreRange()}, all(nil), false},
 		{"200 for a Range, cut twice", times(every, 3), []registry.Fault{registry.IgnoreRange(), registry.CutAt(300_000)}, all(nil), false},
+		{"200 for a Range, wrong byte once", times(blobs, 1), []registry.Fault{registry.IgnoreRange(), registry.FlipByte(80_000)}, all(nil), false},
 		{"404", every, []registry.Fault{registry.Status(404)}, all(ErrNotFound), false},
 		{"401", every, []registry.Fault{registry.Status(401)}, all(ErrUnauthorized), false},
 		{"403", every, []registry.Fault{registry.Status(403)}, all(ErrUnauthorized), false},

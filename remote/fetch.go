@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
@@ -122,6 +123,14 @@ func (b *Blob) request(ctx context.Context, s *source, off, n int64, class prior
 		path: "/v2/" + s.repo + "/blobs/" + b.digest, repo: s.repo, count: &b.count, class: class,
 		header: http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+n-1, 10)}},
 	}
+	answered := func() {}
+	if s.host.redirects.Load() {
+		var err error
+		if answered, err = b.askAlone(ctx, s); err != nil {
+			return nil, err
+		}
+		defer answered()
+	}
 	if l := b.location(s); l != nil {
 		resp, err := s.doElsewhere(ctx, l.url, r)
 		switch {
@@ -147,15 +156,25 @@ func (b *Blob) request(ctx context.Context, s *source, off, n int64, class prior
 		}
 		return resp, nil
 	}
+	s.host.redirects.Store(true)
+	var first *location
+	if to, err := s.redirect(resp); err == nil {
+		s.warmElsewhere(to)
+		first = &location{url: to, expires: expiry(to.Query())}
+		b.relocate(s, nil, first)
+		answered() // the others need not wait until this one has its bytes
+	}
 	resp, at, err := s.follow(ctx, resp, r)
-	if err != nil {
+	switch {
+	case err != nil:
+		b.relocate(s, first, nil)
 		return nil, err
-	}
-	if !isBlob(resp) {
+	case !isBlob(resp):
+		b.relocate(s, first, nil)
 		return nil, storageFailure(resp, c.now())
+	case first == nil || at.String() != first.url.String(): // there was more than one redirect
+		b.relocate(s, nil, &location{url: at, expires: expiry(at.Query())})
 	}
-	s.warmElsewhere(at)
-	b.relocate(s, nil, &location{url: at, expires: expiry(at.Query())})
 	return resp, nil
 }
 
@@ -179,6 +198,36 @@ func (b *Blob) location(s *source) *location {
 		return nil
 	}
 	return l
+}
+
+// askAlone waits while somebody else is asking s where the blob is, and makes others wait until answered is called, if it is
+// not known. A registry that redirects is so asked once, not once for every range, and nobody is served any later for it.
+func (b *Blob) askAlone(ctx context.Context, s *source) (answered func(), err error) {
+	for b.location(s) == nil {
+		b.mu.Lock()
+		other := b.asking[s]
+		if other == nil {
+			mine := make(chan struct{})
+			b.asking[s] = mine
+			b.mu.Unlock()
+			return sync.OnceFunc(func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				delete(b.asking, s)
+				close(mine)
+			}), nil
+		}
+		b.mu.Unlock()
+		select {
+		case <-other:
+			if b.location(s) == nil {
+				return func() {}, nil // it was not redirected, or failed: everybody for himself
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return func() {}, nil
 }
 
 // relocate replaces what is remembered of s, if that still is old or old is nil.

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 
@@ -37,8 +36,8 @@ func (c *Client) ResolveEarly(ctx context.Context, ref string, a Access, early f
 }
 
 func resolveError(ctx context.Context, r name.Reference, err error) error {
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return fmt.Errorf("resolve %s: %w", displayReference(r), err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("resolve %s: %w", displayReference(r), context.Cause(ctx))
 	}
 	return &Error{Op: "resolve", Ref: displayReference(r), Kind: kindOf(err), Cause: trimKind(err), Hint: hint(err, r.Context().RegistryStr())}
 }

@@ -63,10 +63,55 @@ func (b *Blob) adopt(resp *http.Response, watch *watch, class priority.Class) (o
 	return true, nil
 }
 
-// run streams until the blob is complete, beginning with an answer that is there already.
+// run streams until the blob is complete, beginning with an answer that is there already. A blob that is not what its
+// digest names is streamed once more, from elsewhere if there is an elsewhere.
 func (s *spool) run(resp *http.Response, watch *watch) {
+	err := s.stream(resp, watch)
+	if err == nil {
+		if err = s.verify(); err != nil {
+			s.blob.up.distrust()
+			s.restart()
+			if err = s.stream(nil, nil); err == nil {
+				err = s.verify()
+			}
+		}
+	}
+	if s.ctx.Err() != nil && err != nil {
+		err = ErrClosed
+	}
+	if err != nil {
+		// The next read starts afresh.
+		s.blob.mu.Lock()
+		if s.blob.spool == s {
+			s.blob.spool = nil
+		}
+		s.blob.mu.Unlock()
+	}
+	s.mu.Lock()
+	s.end(err)
+	s.mu.Unlock()
+}
+
+// verify compares all bytes with the blob's digest.
+func (s *spool) verify() error {
+	if got := s.hash.Digest(); got.String() != s.blob.digest {
+		return fmt.Errorf("%w: want %s, got %s", ErrDigest, s.blob.digest, got)
+	}
+	return nil
+}
+
+// restart forgets all bytes. Readers of what is not there wait for it again.
+func (s *spool) restart() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.have = 0
+	s.hash.Hash().Reset()
+}
+
+// stream brings the blob here, beginning with an answer if there is one.
+func (s *spool) stream(resp *http.Response, watch *watch) error {
 	c := s.blob.client
-	err := c.persist(s.ctx, &s.blob.count, s.arrived, func() (wait time.Duration, err error) {
+	return c.persist(s.ctx, &s.blob.count, s.arrived, func() (wait time.Duration, err error) {
 		if resp != nil {
 			err = s.take(resp, watch, 0)
 			resp = nil
@@ -92,25 +137,6 @@ func (s *spool) run(resp *http.Response, watch *watch) {
 		}
 		return wait, err
 	})
-	if err == nil {
-		if got := s.hash.Digest(); got.String() != s.blob.digest {
-			err = fmt.Errorf("%w: want %s, got %s", ErrDigest, s.blob.digest, got)
-		}
-	}
-	if s.ctx.Err() != nil && err != nil {
-		err = ErrClosed
-	}
-	if err != nil {
-		// The next read starts afresh.
-		s.blob.mu.Lock()
-		if s.blob.spool == s {
-			s.blob.spool = nil
-		}
-		s.blob.mu.Unlock()
-	}
-	s.mu.Lock()
-	s.end(err)
-	s.mu.Unlock()
 }
 
 // ask goes on with the blob from a source: by Range if there is such support after all, else from the start again.
@@ -216,6 +242,13 @@ func (s *spool) arrived() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.have
+}
+
+// complete says whether the whole blob is there and is what its digest names.
+func (s *spool) complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over && s.err == nil
 }
 
 // end wakes all readers. A spool that failed keeps no bytes: they may be wrong. The caller holds s.mu, unless nobody else

@@ -70,7 +70,8 @@ func (c *Client) transport(host string, ca []byte) (*network, error) {
 
 // tlsSettings adds roots to the system's, never replacing them.
 func tlsSettings(cfg *Host, roots ...[]byte) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: cfg.ClientCert, InsecureSkipVerify: cfg.SkipVerify}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: cfg.ClientCert, InsecureSkipVerify: cfg.SkipVerify,
+		ClientSessionCache: tls.NewLRUClientSessionCache(0)} // one certificate check for many connections
 	for _, pem := range append(roots, cfg.CACerts) {
 		if len(pem) == 0 {
 			continue

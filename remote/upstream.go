@@ -29,6 +29,9 @@ type source struct {
 	badUntil time.Time // it failed; others go first until then
 }
 
+// mirrorPatience is how long a document is waited for while there is somewhere else to ask.
+const mirrorPatience = 5 * time.Second
+
 // mirrorMemory is for how long a source that failed goes last.
 const mirrorMemory = 30 * time.Second
 
@@ -135,10 +138,10 @@ type document struct {
 	body   []byte
 }
 
-// fetch gets a document from the first source that has it. check looks at what came and may refuse it, in which case
+// fetch gets a document of at most size bytes from the first source that has it. check looks at what came and may refuse it, in which case
 // another source or another try follows. Somebody waits for it, so that a registry that cannot be connected to is given
 // up after a few quick tries, and a slow or failing one at the stall deadline.
-func (u *upstream) fetch(ctx context.Context, path func(*source) string, header http.Header, limit int64, check func(*document) error) (*document, error) {
+func (u *upstream) fetch(ctx context.Context, path func(*source) string, header http.Header, size int64, check func(*document) error) (*document, error) {
 	c := u.client
 	if u.client.ctx.Err() != nil {
 		return nil, ErrClosed
@@ -149,8 +152,13 @@ func (u *upstream) fetch(ctx context.Context, path func(*source) string, header 
 	for try := 1; ; try++ {
 		var wait time.Duration
 		again := false
-		for _, s := range u.order() {
-			doc, err := u.fetchFrom(ctx, s, request{path: path(s), repo: s.repo, header: header, count: &c.stats, class: priority.From(ctx)}, limit)
+		order := u.order()
+		for i, s := range order {
+			limit := c.attemptTimeout()
+			if i < len(order)-1 {
+				limit = min(limit, mirrorPatience)
+			}
+			doc, err := u.fetchFrom(ctx, s, limit, request{path: path(s), repo: s.repo, header: header, count: &c.stats, class: priority.From(ctx)}, size)
 			if err == nil {
 				err = check(doc)
 			}
@@ -219,8 +227,8 @@ func firstError(ended, failed, last error) error {
 	return fmt.Errorf("%w: %w", errDeadline, failed)
 }
 
-func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit int64) (*document, error) {
-	watch := newWatch(ctx, u.client.attemptTimeout())
+func (u *upstream) fetchFrom(ctx context.Context, s *source, patience time.Duration, r request, size int64) (*document, error) {
+	watch := newWatch(ctx, patience)
 	defer watch.stop()
 	begin := u.client.now()
 	var at *url.URL
@@ -233,6 +241,7 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 	}
 	s.host.link.firstByte(u.client.now().Sub(begin), false)
 	if at.Host != s.reg.RegistryStr() {
+		s.host.redirects.Store(true)
 		s.warmElsewhere(at) // blobs are where one of them is
 	}
 	switch {
@@ -248,7 +257,7 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, r request, limit in
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return nil, &protocolError{s.host.name, fmt.Sprintf("sent a body in Content-Encoding %q, which was not asked for", oneLine(enc))}
 	}
-	body, err := watch.readAll(resp.Body, limit)
+	body, err := watch.readAll(resp.Body, size)
 	r.count.addBytes(r.class, len(body))
 	if err != nil {
 		return nil, watch.explain(err)
