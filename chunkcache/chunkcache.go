@@ -69,6 +69,7 @@ type Cache struct {
 	db      *badger.DB
 	segs    *segments
 	commits *committer
+	users   gate
 	buffers *budget
 	shards  [shardCount]shard
 
@@ -194,11 +195,12 @@ func (c *Cache) Close() error {
 	if err == nil {
 		err = c.saveMeta()
 	}
-	if e := c.segs.sync(); err == nil {
-		err = e
+	c.users.shut()
+	if err == nil {
+		err = c.segs.sync()
 	}
-	if e := c.db.Sync(); err == nil {
-		err = e
+	if err == nil { // badger hangs in Sync when it is closed; that was noticed above
+		err = c.db.Sync()
 	}
 	c.segs.close()
 	if err == nil && !c.recovered.Load() {

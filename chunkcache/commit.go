@@ -83,8 +83,11 @@ func (w *committer) flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for upto := w.added; w.finished < upto; w.cond.Wait() {
-		if w.err != nil || w.stopped {
+		switch {
+		case w.err != nil:
 			return w.err
+		case w.stopped:
+			return ErrClosed
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/microsandbox/msb-fs/internal/db"
 )
 
 // cleanly and as if killed, the two ways in which a cache comes to be opened again.
@@ -175,5 +177,42 @@ func TestForgedRecord(t *testing.T) {
 	}
 	if !want(t, h.Cache, victim, victimData) {
 		t.Error("forged bytes were served")
+	}
+}
+
+// A database that fails, and data files that cannot be written, keep nobody from reading.
+func TestReadsGoThroughWhenTheCacheFails(t *testing.T) {
+	var told warnings
+	h := open(t, t.TempDir(), Options{Hot: 1, Warn: told.add})
+	k, data := put(t, h.Cache, 1, 5000)
+	h.close(t)
+	d, err := db.Open(filepath.Join(h.dir, "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(d, filepath.Join(h.dir, "chunks"), Options{Warn: told.add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil { // as bad as a database can get
+		t.Fatal(err)
+	}
+	for range 3 {
+		if !want(t, c, k, data) {
+			t.Error("where from?")
+		}
+		if err := c.Put(t.Context(), k, data); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(told.all) != 1 {
+		t.Errorf("warnings: %v", told.all)
+	}
+	if err := c.Close(); err == nil {
+		t.Error("close kept quiet about the database")
+	}
+	h = open(t, h.dir, Options{})
+	if want(t, h.Cache, k, data) {
+		t.Error("the chunk was lost")
 	}
 }

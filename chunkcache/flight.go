@@ -145,9 +145,7 @@ func (c *Cache) fill(ctx context.Context, s *shard, k Key, size int64, f *flight
 	}
 	defer c.leave(s, f)
 	c.stats.offered.Add(size)
-	if _, err := c.store(k, data); err != nil {
-		c.warn(err) // the reader has its bytes
-	}
+	c.store(k, data)
 	return data, nil
 }
 

@@ -86,7 +86,7 @@ func (c *Cache) load(k *Key) (*entry, error) {
 
 // lookup reads the index's record of chunk k; its size is 0 when there is none or it cannot be used.
 func (c *Cache) lookup(k Key) (r record, err error) {
-	err = c.db.View(func(txn *badger.Txn) error {
+	err = c.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(chunkKey(k))
 		if err != nil {
 			return err
@@ -210,7 +210,7 @@ func (c *Cache) trim(s *shard) {
 // loadMeta reads the cache's own state: version, epoch, chunks, bytes, active segment. known is false when the index has
 // never heard of this cache.
 func (c *Cache) loadMeta() (active uint32, known bool, err error) {
-	err = c.db.View(func(txn *badger.Txn) error {
+	err = c.view(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte(metaKey))
 		if err != nil {
 			return err
@@ -239,5 +239,5 @@ func (c *Cache) saveMeta() error {
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.chunks.Load()))
 	b = binary.LittleEndian.AppendUint64(b, uint64(c.stats.bytes.Load()))
 	b = binary.LittleEndian.AppendUint32(b, c.segs.activeID())
-	return c.db.Update(func(txn *badger.Txn) error { return txn.Set([]byte(metaKey), b) })
+	return c.update(func(txn *badger.Txn) error { return txn.Set([]byte(metaKey), b) })
 }

@@ -25,7 +25,7 @@ func (c *Cache) ReadAt(ctx context.Context, k Key, size int64, p []byte, off int
 		}
 		e, err := c.find(&k)
 		if err != nil {
-			return 0, err
+			c.full.set(c, err) // what the index does not tell can still be filled
 		}
 		if e != nil {
 			if e.size != size {

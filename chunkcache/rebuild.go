@@ -92,7 +92,7 @@ func (c *Cache) count(ctx context.Context) error {
 
 // each calls fn for every chunk of the index.
 func (c *Cache) each(ctx context.Context, fn func(Key, record) error) error {
-	return c.db.View(func(txn *badger.Txn) error {
+	return c.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(chunkPrefix), PrefetchValues: false})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {

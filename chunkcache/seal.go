@@ -49,12 +49,12 @@ func (c *Cache) seal(all []*segment) error {
 
 // unseal forgets a segment that is about to be removed.
 func (c *Cache) unseal(id uint32) error {
-	return c.db.Update(func(txn *badger.Txn) error { return txn.Delete(sealKey(id)) })
+	return c.update(func(txn *badger.Txn) error { return txn.Delete(sealKey(id)) })
 }
 
 // loadSeals reads which segments are sealed.
 func (c *Cache) loadSeals() error {
-	return c.db.View(func(txn *badger.Txn) error {
+	return c.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(sealPrefix)})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {

@@ -14,7 +14,7 @@ type Stats struct {
 	Refetched int64 // chunks found wrong on disk and dropped, to be filled again
 	Rejected  int64 // fills whose bytes were not the chunk's, and were asked for again
 	Evicted   int64 // chunks dropped to stay within MaxBytes
-	Full      bool  // the disk is full: chunks are not kept
+	Full      bool  // the disk is full or fails: chunks are not kept
 }
 
 // counters are the live Stats; hits are counted per shard.

@@ -12,7 +12,7 @@ import (
 )
 
 // Put verifies data and keeps it as chunk k. What the cache has already it does not store again. Where the disk is full
-// the chunk is not kept, and that is no error: Has tells.
+// or cannot be written the chunk is not kept, and that is no error: Has tells, and Options.Warn.
 func (c *Cache) Put(ctx context.Context, k Key, data []byte) error {
 	_, err := c.Add(ctx, k, data)
 	return err
@@ -33,7 +33,7 @@ func (c *Cache) Add(ctx context.Context, k Key, data []byte) (added bool, err er
 		return false, fmt.Errorf("put: %w", err)
 	}
 	c.stats.offered.Add(int64(len(data)))
-	return c.store(k, data)
+	return c.store(k, data), nil
 }
 
 // Has says whether the cache has chunk k. What it has may still turn out to be damaged on disk, and is fetched again
@@ -59,26 +59,26 @@ func (c *Cache) Delete(k Key) error {
 	}
 }
 
-// store keeps data, which the caller has verified, as chunk k.
-func (c *Cache) store(k Key, data []byte) (added bool, err error) {
+// store keeps data, which the caller has verified, as chunk k, and says whether it was not there and is now.
+func (c *Cache) store(k Key, data []byte) (added bool) {
 	e, err := c.find(&k)
+	if err != nil {
+		c.full.set(c, err)
+	}
 	if err != nil || e != nil {
-		return false, err
+		return false
 	}
 	size := int64(len(data))
 	if n := recordLength(size); !c.spaceFor(n) || !c.withinLimit(n) {
-		return false, nil
+		return false
 	}
 	if !c.commits.room() {
-		return false, nil // the index cannot be written, which was told
+		return false // the index cannot be written, which was told
 	}
 	g, off, err := c.segs.append(k, data)
 	if err != nil {
-		if outOfSpace(err) {
-			c.full.set(c, err)
-			return false, nil
-		}
-		return false, fmt.Errorf("store chunk %s: %w", short(k), err)
+		c.full.set(c, err)
+		return false
 	}
 	defer g.writers.Add(-1)
 	c.full.clear()
@@ -90,14 +90,14 @@ func (c *Cache) store(k Key, data []byte) (added bool, err error) {
 		if other.seg != g || other.off != off { // else a rebuild was quicker to find the record
 			c.segs.free(e)
 		}
-		return false, nil
+		return false
 	}
 	c.stats.chunks.Add(1)
 	c.stats.bytes.Add(size)
-	return true, nil
+	return true
 }
 
-// fullness remembers that the disk is full, so that not every chunk has to find out.
+// fullness remembers that the disk is full, or cannot be written, so that not every chunk has to find out.
 type fullness struct {
 	room  atomic.Int64 // bytes that may be stored before the file system is asked again
 	isSet atomic.Bool
@@ -110,15 +110,18 @@ const (
 	roomStep  = 16 << 20
 )
 
-// set notes that the disk is full, and tells so once until it is not.
+// set notes why chunks cannot be stored now, and tells so once until it is not.
 func (f *fullness) set(c *Cache, err error) {
+	if c.closed.Load() { // which is why
+		return
+	}
 	f.mu.Lock()
 	first := !f.isSet.Swap(true)
 	f.until = time.Now().Add(fullRetry)
 	f.room.Store(0)
 	f.mu.Unlock()
 	if first {
-		c.warn(fmt.Errorf("cache %s: %w; images are read without being cached until there is room", c.dir, err))
+		c.warn(fmt.Errorf("cache %s: %w; until that is over, images are read without being cached", c.dir, err))
 	}
 }
 
