@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -45,7 +46,7 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 		return
 	}
 	c.tasks.run(o.Reference, func(ctx context.Context) {
-		for _, err := range completeAll(ctx, layers) {
+		for _, err := range completeAll(ctx, layers, completeTries) {
 			if err != nil && ctx.Err() == nil {
 				c.log.Warn("image stays incomplete", "image", o.Reference, "err", err)
 			}
@@ -56,25 +57,25 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 	})
 }
 
-// completeAll completes all layers at once and returns the error of each.
-func completeAll(ctx context.Context, layers []*openLayer) []error {
+// completeAll completes all layers at once, each in so many tries, and returns the error of each.
+func completeAll(ctx context.Context, layers []*openLayer, tries int) []error {
 	ctx = priority.With(ctx, priority.Background)
 	errs := make([]error, len(layers))
 	var wg sync.WaitGroup
 	for i, l := range layers {
 		wg.Go(func() {
-			errs[i] = completeLayer(ctx, l)
+			errs[i] = completeLayer(ctx, l, tries)
 		})
 	}
 	wg.Wait()
 	return errs
 }
 
-func completeLayer(ctx context.Context, l *openLayer) error {
+func completeLayer(ctx context.Context, l *openLayer, tries int) error {
 	wait := completeRetryMin
 	for try := 1; ; try++ {
 		err := l.Complete(ctx)
-		if err == nil || l.Err() != nil || try == completeTries || ctx.Err() != nil {
+		if err == nil || errors.Is(err, layer.ErrCorrupt) || try == tries || ctx.Err() != nil {
 			return err
 		}
 		select {

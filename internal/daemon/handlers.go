@@ -156,7 +156,7 @@ func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	done := make(chan []error, 1)
-	go func() { done <- completeAll(ctx, o.layers) }()
+	go func() { done <- completeAll(ctx, o.layers, 1) }()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for {
@@ -219,7 +219,7 @@ func (d *daemon) verified(ctx context.Context, o *openImage, how string) error {
 	case "", "lazy":
 		return nil
 	case "strict":
-		return firstError(completeAll(ctx, o.layers))
+		return firstError(completeAll(ctx, o.layers, 1))
 	default:
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown verification %q: use lazy or strict", how)}
 	}
