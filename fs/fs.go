@@ -74,6 +74,12 @@ type Attr struct {
 // IsDir reports whether a is a directory's.
 func (a *Attr) IsDir() bool { return a.Mode&syscall.S_IFMT == syscall.S_IFDIR }
 
+// What a file is, by its mode.
+const (
+	typeMask = syscall.S_IFMT
+	typeFile = syscall.S_IFREG
+)
+
 // dirSize is the st_size of directories, one block as on ext4.
 const dirSize = 4096
 

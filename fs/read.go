@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
+	"github.com/microsandbox/msb-fs/internal/priority"
 	"github.com/microsandbox/msb-fs/layer"
 )
 
@@ -27,15 +29,22 @@ func (t *Tree) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, err
 	for n < len(p) {
 		m, err := t.readChunk(ctx, l, int(entry), p[n:], off+int64(n))
 		if err != nil {
-			t.stats.end(stall, id, "")
+			t.stalled(ctx, stall, id)
 			return n, fmt.Errorf("read %s at %d: %w", t.Path(id), off+int64(n), err)
 		}
 		n += m
 	}
 	t.stats.read(n)
-	t.stats.end(stall, id, "")
+	t.stalled(ctx, stall, id)
 	t.readAhead(id, off, int64(n), size)
 	return n, nil
+}
+
+// stalled notes how long somebody waited for a read.
+func (t *Tree) stalled(ctx context.Context, since time.Duration, id ID) {
+	if priority.From(ctx) == priority.OnDemand {
+		t.stats.end(since, id, "")
+	}
 }
 
 // readChunk reads as much of p as is in the chunk that holds byte off.
@@ -46,6 +55,9 @@ func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64)
 	}
 	if off < c.Offset || off-c.Offset >= c.Size {
 		return 0, fmt.Errorf("layer %d gave bytes [%d,+%d) for %d: %w", l, c.Offset, c.Size, off, syscall.EIO)
+	}
+	if priority.From(ctx) == priority.OnDemand {
+		t.record.touch(l, c, makeID(l, uint32(entry)), t.stats.begin())
 	}
 	at := off - c.Offset
 	p = p[:min(int64(len(p)), c.Size-at)]

@@ -41,6 +41,7 @@ type Tree struct {
 	fetches sync.Pool // of *fetch
 	stats   stats
 	ahead   ahead
+	record  recorder
 }
 
 // errClosed is what waits end with when the tree is closed under them.

@@ -1,0 +1,177 @@
+package fs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"debug/elf"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/microsandbox/msb-fs/internal/priority"
+	"github.com/microsandbox/msb-fs/layer"
+)
+
+const (
+	maxPredicted = 256      // files
+	maxPredict   = 64 << 20 // bytes of one file that are worth having before they are asked for
+)
+
+// Predict returns the chunks that running argv will need, for an image that has no profile yet: the program as found by
+// env's PATH, the interpreter its first line names, its dynamic linker and libraries (ld.so(8)). It reads the parts of the
+// tree that it needs to know that, as Predicted; what it cannot find out is left out.
+func (t *Tree) Predict(ctx context.Context, argv, env []string) []Touch {
+	if len(argv) == 0 {
+		return nil
+	}
+	p := &predictor{t: t, ctx: priority.With(ctx, priority.Predicted), seen: make(map[ID]bool)}
+	p.program(argv[0], env, 0)
+	return p.touches
+}
+
+// predictor follows what a program needs.
+type predictor struct {
+	t       *Tree
+	ctx     context.Context
+	seen    map[ID]bool
+	touches []Touch
+}
+
+// program adds what is run as name.
+func (p *predictor) program(name string, env []string, depth int) {
+	if depth > 4 { // interpreters of interpreters: Linux's own limit (fs/exec.c)
+		return
+	}
+	id, size, ok := p.find(name)
+	if !strings.Contains(name, "/") {
+		dirs := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+		for _, e := range env {
+			if v, isPath := strings.CutPrefix(e, "PATH="); isPath {
+				dirs = v
+			}
+		}
+		for dir := range strings.SplitSeq(dirs, ":") {
+			if id, size, ok = p.find(path.Join("/", dir, name)); ok {
+				break
+			}
+		}
+	}
+	if !ok || !p.add(id, size) {
+		return
+	}
+	head := make([]byte, min(size, 256))
+	if _, err := p.t.ReadAt(p.ctx, id, head, 0); err != nil {
+		return
+	}
+	if line, isScript := bytes.CutPrefix(head, []byte("#!")); isScript {
+		line, _, _ = bytes.Cut(line, []byte("\n"))
+		words := strings.Fields(string(line))
+		if len(words) == 0 {
+			return
+		}
+		p.program(words[0], env, depth+1)
+		if path.Base(words[0]) == "env" && len(words) > 1 {
+			p.program(words[len(words)-1], env, depth+1)
+		}
+		return
+	}
+	p.binary(id, size)
+}
+
+// libraryDirs are where libraries are that nobody says the place of; the first two by the kind of machine.
+func libraryDirs(m elf.Machine) []string {
+	triple := map[elf.Machine]string{elf.EM_X86_64: "x86_64-linux-gnu", elf.EM_AARCH64: "aarch64-linux-gnu"}[m]
+	return []string{"/lib/" + triple, "/usr/lib/" + triple, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib"}
+}
+
+// binary adds the libraries that an ELF file, added already, needs, theirs too.
+func (p *predictor) binary(id ID, size int64) {
+	type object struct {
+		id   ID
+		size int64
+	}
+	for todo := []object{{id, size}}; len(todo) > 0; {
+		o := todo[0]
+		todo = todo[1:]
+		f, err := elf.NewFile(io.NewSectionReader(&treeFile{p, o.id}, 0, o.size))
+		if err != nil {
+			continue
+		}
+		for _, lib := range p.needs(f, o.id) {
+			if id, size, ok := p.find(lib); ok && p.add(id, size) {
+				todo = append(todo, object{id, size})
+			}
+		}
+	}
+}
+
+// needs returns the paths of what an ELF file is linked with; of one name there may be several, of which one is there.
+func (p *predictor) needs(f *elf.File, id ID) []string {
+	var found []string
+	for _, prog := range f.Progs {
+		if prog.Type == elf.PT_INTERP && prog.Filesz < maxPath {
+			if b, err := io.ReadAll(bufio.NewReader(io.LimitReader(prog.Open(), maxPath))); err == nil {
+				found = append(found, strings.TrimRight(string(b), "\x00"))
+			}
+		}
+	}
+	libs, err := f.ImportedLibraries()
+	if err != nil {
+		return found
+	}
+	var dirs []string
+	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
+		for _, run := range known(f.DynString(tag)) {
+			for dir := range strings.SplitSeq(run, ":") {
+				dirs = append(dirs, strings.ReplaceAll(strings.ReplaceAll(dir, "${ORIGIN}", "$ORIGIN"), "$ORIGIN", path.Dir(p.t.Path(id))))
+			}
+		}
+	}
+	dirs = append(dirs, libraryDirs(f.Machine)...)
+	for _, lib := range libs[:min(len(libs), maxPredicted)] {
+		for _, dir := range dirs {
+			at := path.Join("/", dir, lib)
+			if _, _, ok := p.find(at); ok {
+				found = append(found, at)
+				break
+			}
+		}
+	}
+	return found
+}
+
+// known is what there is; the rest is not predicted.
+func known(s []string, _ error) []string { return s }
+
+// find resolves a path to a regular file.
+func (p *predictor) find(name string) (ID, int64, bool) {
+	id, a, err := p.t.Walk(p.ctx, name, true)
+	return id, a.Size, err == nil && a.Mode&typeMask == typeFile
+}
+
+// add adds a file; it is false where it is there already or one too many.
+func (p *predictor) add(id ID, size int64) bool {
+	if p.seen[id] || len(p.seen) >= maxPredicted {
+		return false
+	}
+	p.seen[id] = true
+	for off := int64(0); off < min(size, maxPredict); off += layer.ChunkSize {
+		p.touches = append(p.touches, Touch{ID: id, Offset: off})
+	}
+	return true
+}
+
+// treeFile reads a file of a tree.
+type treeFile struct {
+	p  *predictor
+	id ID
+}
+
+func (f *treeFile) ReadAt(b []byte, off int64) (int, error) {
+	n, err := f.p.t.ReadAt(f.p.ctx, f.id, b, off)
+	if err == nil && n < len(b) {
+		err = io.EOF
+	}
+	return n, err
+}
