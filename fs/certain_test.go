@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -18,12 +19,12 @@ func (g *grow) answer(p string) string {
 			return "ENOTDIR"
 		}
 		s, err := g.lookup(id, part)
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			id, dir = s.id, s.dir
-		case errUncertain:
+		case errors.Is(err, errUncertain):
 			return ""
-		case syscall.ENOENT:
+		case errors.Is(err, syscall.ENOENT):
 			return "ENOENT"
 		default:
 			return err.Error()

@@ -89,17 +89,10 @@ func Errno(err error) syscall.Errno {
 	if err == nil {
 		return 0
 	}
-	if no, ok := err.(syscall.Errno); ok {
+	if no, ok := errors.AsType[syscall.Errno](err); ok {
 		return no
 	}
-	return errnoOf(err)
-}
-
-func errnoOf(err error) syscall.Errno {
-	var no syscall.Errno
 	switch {
-	case errors.As(err, &no):
-		return no
 	case errors.Is(err, context.Canceled):
 		return syscall.EINTR
 	case errors.Is(err, context.DeadlineExceeded):

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"strings"
 	"syscall"
 )
@@ -37,7 +38,7 @@ func (g *grow) link(r ref, depth int) (ref, error) {
 	}
 	target := gl.entries[r.entry].Linkname
 	t, err := g.fileBelow(target, r.layer, depth)
-	if err != syscall.ENOENT {
+	if !errors.Is(err, syscall.ENOENT) {
 		return t, err
 	}
 	n := g.place(r.layer, target, false)

@@ -131,10 +131,10 @@ func BenchmarkMount(b *testing.B) {
 		items = append(items, file(fmt.Sprintf("usr/lib/d%d/some-file-name-%d", i%1000, i), ""))
 	}
 	l := newLayer(items...)
+	clear(items)
 	tree := filepath.Join(b.TempDir(), "tree")
 	sealedTree(b, Options{File: tree}, l)
 	l.entries = nil
-	items = nil
 	debug.FreeOSMemory()
 	before, count := resident(b), 0
 	var took time.Duration

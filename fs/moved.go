@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"syscall"
 )
 
@@ -28,7 +29,7 @@ func (g *grow) settle(n *name, l int) {
 		return
 	}
 	v, err := g.look(n, n.parent.floor(l), l)
-	if err == errUncertain {
+	if errors.Is(err, errUncertain) {
 		if gl.pending == nil {
 			gl.pending = make(map[*name]bool)
 		}

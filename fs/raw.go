@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"syscall"
@@ -78,7 +79,7 @@ func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 	ctx := s.requests.begin(cancel, in.Pid)
 	defer ctx.end()
 	id, a, err := s.tree.Lookup(ctx, in.NodeId, name)
-	if err == syscall.ENOENT {
+	if errors.Is(err, syscall.ENOENT) {
 		out.NodeId, out.EntryValid = 0, forever
 		return fuse.OK
 	}

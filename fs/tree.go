@@ -209,8 +209,8 @@ func (t *Tree) wait(ctx context.Context, write bool, ask func(*grow) error) erro
 		} else {
 			g.mu.RUnlock()
 		}
-		if err != errUncertain {
-			if err == nil || err == errSealed {
+		if !errors.Is(err, errUncertain) {
+			if err == nil || errors.Is(err, errSealed) {
 				return err
 			}
 			if dead := t.dead(); dead != nil {
@@ -234,7 +234,7 @@ func (t *Tree) Lookup(ctx context.Context, parent ID, name string) (ID, Attr, er
 	f := t.flat.Load()
 	if f == nil {
 		id, a, err := t.growLookup(ctx, parent, name)
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			return id, a, err
 		}
 		f = t.flat.Load()
@@ -291,7 +291,7 @@ func (t *Tree) Attr(ctx context.Context, id ID) (a Attr, err error) {
 			a, err = g.attr(id)
 			return err
 		})
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			return a, err
 		}
 		f = t.flat.Load()
@@ -318,7 +318,7 @@ func (t *Tree) readDir(ctx context.Context, id ID, from int, fn func(i int, name
 	f := t.flat.Load()
 	if f == nil {
 		list, err := t.growList(ctx, id)
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			for i := max(from, 0); err == nil && i < len(list); i++ {
 				if !fn(i, list[i].name, list[i].id, list[i].attr) {
 					break
@@ -394,7 +394,7 @@ func (t *Tree) Parent(id ID) ID {
 			parent = g.parent(id)
 			return nil
 		})
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			return parent
 		}
 		f = t.flat.Load()
@@ -424,7 +424,7 @@ func (g *grow) parent(id ID) ID {
 		return Root
 	}
 	s, err := g.look(n.parent, n.parent.parent.floor(g.top()), g.top())
-	if err != nil && err != errUncertain {
+	if err != nil && !errors.Is(err, errUncertain) {
 		return 0
 	}
 	return s.id
@@ -452,7 +452,7 @@ func (t *Tree) Readlink(ctx context.Context, id ID) (target string, err error) {
 			target = e.Linkname
 			return nil
 		})
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			return target, err
 		}
 		f = t.flat.Load()

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"syscall"
@@ -201,7 +202,7 @@ func (g *grow) list(n *name) ([]child, error) {
 	list := make([]child, 0, len(n.kids))
 	for _, k := range n.kids {
 		s, err := g.look(k, floor, g.top())
-		if err == syscall.ENOENT {
+		if errors.Is(err, syscall.ENOENT) {
 			continue
 		}
 		if err != nil {

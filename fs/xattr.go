@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"runtime"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func (t *Tree) withXattr(ctx context.Context, id ID, name string, fn func([]byte
 			}
 			return syscall.ENODATA
 		})
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			return err
 		}
 		f = t.flat.Load()
@@ -63,7 +64,7 @@ func (t *Tree) Listxattr(ctx context.Context, id ID) (names []string, err error)
 			}
 			return nil
 		})
-		if err != errSealed {
+		if !errors.Is(err, errSealed) {
 			slices.Sort(names)
 			return slices.Compact(names), err
 		}
