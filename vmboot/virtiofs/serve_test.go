@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -207,6 +208,42 @@ func TestOpen(t *testing.T) {
 			t.Fatalf("Serve: %v", err)
 		}
 	})
+}
+
+// A cancelled Serve leaves the listener to the next one, which serves a front end that connects again.
+func TestServeAgain(t *testing.T) {
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: t.TempDir() + "/s", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fs := newTestFS()
+	for i := range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- Serve(ctx, ln, opened(fs), Options{}) }()
+		if i%2 == 0 { // cancelled while it waits for a front end, or soon after
+			cancel()
+			if err := <-done; err != context.Canceled {
+				t.Fatalf("Serve: %v", err)
+			}
+			continue
+		}
+		f := dial(t, ln.Addr().String())
+		f.handshake(allFeatures)
+		q := f.addQueue(1, 64, true)
+		if reply, err := q.roundTrip(initRequest(), 256); err != nil || status(reply) != 0 {
+			t.Fatalf("INIT: %v, %x", err, reply)
+		}
+		q.put(0, [][]byte{readRequest(3, 0, 10)}, []int{10 + outHeaderSize})
+		q.offer(0)
+		<-fs.blocked
+		cancel() // while a request is in progress
+		if err := <-done; err != context.Canceled {
+			t.Fatalf("Serve: %v", err)
+		}
+		f.close()
+	}
 }
 
 // Stopping a queue answers what is in progress, or keeps it for when the queue goes on.

@@ -124,9 +124,14 @@ func serveOne(ctx context.Context, ln *net.UnixListener, s *server) error {
 
 // accept waits for one connection. The listener is as before when it returns.
 func accept(ctx context.Context, ln *net.UnixListener) (*net.UnixConn, error) {
-	stop := context.AfterFunc(ctx, func() { ln.SetDeadline(time.Unix(1, 0)) })
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		ln.SetDeadline(time.Unix(1, 0))
+	})
 	conn, err := ln.AcceptUnix()
 	if !stop() {
+		<-woken
 		ln.SetDeadline(time.Time{})
 		if err == nil {
 			conn.Close()
