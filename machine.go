@@ -10,6 +10,7 @@ import (
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/vmboot"
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
 // machine is a sandbox that runs: the daemon serves its root, QEMU its hardware.
@@ -84,8 +85,12 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
+	network, err := s.connect()
+	if err != nil {
+		return nil, nil, err
+	}
 	m.vm, err = vmboot.Start(ctx, vmboot.Config{Kernel: kernel, Accel: accel, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB,
-		FSSocket: path, RunDir: filepath.Dir(path)})
+		FSSocket: path, RunDir: filepath.Dir(path), Network: network})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -95,11 +100,27 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
-	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname}); err != nil {
+	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname, Tmpfs: s.tmpfs()}); err != nil {
 		return nil, nil, err
 	}
 	rec.mark(serving, eventAgentUp)
 	return m, ctx, nil
+}
+
+// connect makes s's network; nil where it is to have none.
+func (s *Spec) connect() (*usernet.Network, error) {
+	o, err := s.network(nil)
+	if err != nil || o.Policy == usernet.None && len(o.Ports) == 0 {
+		return nil, err
+	}
+	return usernet.New(o)
+}
+
+func (s *Spec) tmpfs() (out []vmboot.Tmpfs) {
+	for _, t := range s.Tmpfs {
+		out = append(out, vmboot.Tmpfs{Target: t.Path, SizeMiB: t.SizeMiB})
+	}
+	return out
 }
 
 // complete tells the daemon that the sandbox has started: what has been fetched until now is what the start needed.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"regexp"
 	"time"
+
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
 // Spec is what a sandbox is made of. It is kept in the sandbox's directory and holds no credentials. Its zero value, but
@@ -25,8 +27,17 @@ type Spec struct {
 	Accel     string        `json:"accel,omitempty"` // auto, kvm or tcg; "" is auto
 	Hostname  string        `json:"hostname,omitempty"`
 	Timeout   time.Duration `json:"timeout,omitempty"` // kills the command after so long; 0 never
+	Net       string        `json:"net,omitempty"`     // none, public or all; "" is public
+	Ports     []string      `json:"ports,omitempty"`   // [BIND:]HOST:GUEST[/udp], published on the host
+	Tmpfs     []Tmpfs       `json:"tmpfs,omitempty"`
 
 	Command Command `json:"command"`
+}
+
+// Tmpfs is a directory in the sandbox's memory.
+type Tmpfs struct {
+	Path    string `json:"path"`               // in the sandbox
+	SizeMiB int    `json:"size_mib,omitempty"` // 0 is half of its memory
 }
 
 // Command is how a sandbox's main process differs from what its image's config says.
@@ -49,6 +60,12 @@ func (s *Spec) complete() error {
 	if s.Name != "" && !validName.MatchString(s.Name) {
 		return fmt.Errorf("invalid sandbox name %q: use letters, digits, '_', '.' and '-', at most 63, and begin with one of the first two", s.Name)
 	}
+	if s.Net == "" {
+		s.Net = string(usernet.Public)
+	}
+	if _, err := s.network(nil); err != nil {
+		return err
+	}
 	var id [6]byte
 	rand.Read(id[:])
 	s.ID = hex.EncodeToString(id[:])
@@ -60,4 +77,20 @@ func (s *Spec) complete() error {
 	}
 	s.Created = time.Now().UTC()
 	return nil
+}
+
+// network reads s's network settings; refused is told what the policy refuses.
+func (s *Spec) network(refused func(error)) (o usernet.Options, err error) {
+	o.Refused = refused
+	if o.Policy, err = usernet.ParsePolicy(s.Net); err != nil {
+		return o, err
+	}
+	for _, p := range s.Ports {
+		port, err := usernet.ParsePort(p)
+		if err != nil {
+			return o, err
+		}
+		o.Ports = append(o.Ports, port)
+	}
+	return o, nil
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/microsandbox/msb-fs/cow"
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/internal/cli"
 	"github.com/microsandbox/msb-fs/remote"
@@ -31,20 +30,18 @@ func (a *app) diffCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req := api.UpperRequest{}
+			var req api.UpperRequest
 			if req.Upper, err = upperOf(home, args[0]); err != nil {
 				return err
+			}
+			if len(args) == 2 {
+				req.Image = args[1]
 			}
 			client, err := a.Connect(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			if len(args) == 2 {
-				if err := checkImage(cmd, client, req.Upper, args[1]); err != nil {
-					return err
-				}
-			}
 			body, trailer, err := client.Raw(cmd.Context(), "POST", "/v1/diff", req)
 			if err != nil {
 				return err
@@ -81,22 +78,6 @@ func decodeChanges(r io.Reader) ([]api.Change, error) {
 		}
 		changes = append(changes, c)
 	}
-}
-
-// checkImage fails unless upper was written over image.
-func checkImage(cmd *cobra.Command, client *api.Client, upper, image string) error {
-	digest, err := cow.LowerDigest(upper)
-	if err != nil {
-		return err
-	}
-	var img api.Image
-	if err := client.Call(cmd.Context(), "POST", "/v1/inspect", api.ImageRequest{Image: image}, &img); err != nil {
-		return err
-	}
-	if img.Digest != digest {
-		return fmt.Errorf("%s was written over %s, not over %s (%s)", upper, digest, image, img.Digest)
-	}
-	return nil
 }
 
 // upperOf is the absolute path of an upper directory: of the sandbox of that name, or of what is at that path.

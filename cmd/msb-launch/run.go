@@ -26,6 +26,7 @@ type specFlags struct {
 	env        []string
 	envFiles   []string
 	entrypoint string
+	tmpfs      []string
 	inter      bool
 }
 
@@ -76,6 +77,9 @@ func (f *specFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "replace the image's ENTRYPOINT, and drop its CMD")
 	fl.StringVar(&f.spec.Hostname, "hostname", "", "host name (default the sandbox's name)")
 	fl.DurationVar(&f.spec.Timeout, "timeout", 0, "kill the command after so long")
+	fl.StringVar(&f.spec.Net, "net", "public", "none, public (the Internet, but neither this host nor private networks) or all")
+	fl.StringArrayVarP(&f.spec.Ports, "publish", "p", nil, "[BIND:]HOST:GUEST[/udp]: a port of this host that leads to one of the sandbox")
+	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "PATH[:SIZE]: keep this directory in memory")
 	fl.StringVar(&f.spec.Accel, "accel", "auto", "auto, kvm or tcg")
 	fl.StringVar(&f.spec.Kernel, "kernel", "", "guest kernel (default the one that setup got)")
 }
@@ -168,7 +172,10 @@ func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registr
 	default:
 		return registry, pull, cli.Usagef("unknown accelerator %q: use auto, kvm or tcg", s.Accel)
 	}
-	if s.MemoryMiB, err = parseMemory(f.memory); err != nil {
+	if s.MemoryMiB, err = parseMiB("--memory", f.memory, minMemoryMiB); err != nil {
+		return registry, pull, err
+	}
+	if s.Tmpfs, err = parseTmpfs(f.tmpfs); err != nil {
 		return registry, pull, err
 	}
 	if s.Command.Env, err = environment(f.envFiles, f.env); err != nil {
@@ -250,8 +257,32 @@ func (f *runFlags) report(cmd *cobra.Command, t msb.Timing) error {
 	return nil
 }
 
-// parseMemory reads "512M", "2G" or a number of MiB.
-func parseMemory(s string) (mib int, err error) {
+// parseTmpfs reads PATH[:SIZE].
+func parseTmpfs(flags []string) (out []msb.Tmpfs, err error) {
+	for _, f := range flags {
+		path, size, sized := strings.Cut(f, ":")
+		t := msb.Tmpfs{Path: path}
+		if !strings.HasPrefix(path, "/") {
+			return nil, cli.Usagef("--tmpfs %q: the path is not absolute", f)
+		}
+		if sized {
+			if t.SizeMiB, err = parseMiB("--tmpfs", size, 1); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// minMemoryMiB is the least memory that a sandbox boots with; maxMiB is more than anybody means.
+const (
+	minMemoryMiB = 64
+	maxMiB       = 1 << 20
+)
+
+// parseMiB reads "512M", "2G" or a number of MiB that is at least least.
+func parseMiB(flag, s string, least int) (int, error) {
 	digits := strings.TrimRight(s, "bBiIkKmMgG")
 	n, err := strconv.Atoi(digits)
 	switch unit := strings.ToLower(s[len(digits):]); {
@@ -262,14 +293,8 @@ func parseMemory(s string) (mib int, err error) {
 	default:
 		err = errors.New("unknown unit")
 	}
-	if err != nil || n < minMemoryMiB || n > maxMemoryMiB {
-		return 0, cli.Usagef("--memory %q: use a size between 64M and 1024G, such as 512M or 2G", s)
+	if err != nil || n < least || n > maxMiB {
+		return 0, cli.Usagef("%s %q: use a size of at least %dM, such as 512M or 2G", flag, s, least)
 	}
 	return n, nil
 }
-
-// Bounds of --memory: less does not boot, more is a mistake.
-const (
-	minMemoryMiB = 64
-	maxMemoryMiB = 1 << 20
-)

@@ -7,15 +7,15 @@ import (
 	"testing"
 )
 
-func TestParseMemory(t *testing.T) {
+func TestParseMiB(t *testing.T) {
 	for in, want := range map[string]int{"512M": 512, "2G": 2048, "2GiB": 2048, "300": 300, "64mb": 64} {
-		if got, err := parseMemory(in); err != nil || got != want {
-			t.Errorf("parseMemory(%q) = %d, %v, want %d", in, got, err, want)
+		if got, err := parseMiB("--memory", in, minMemoryMiB); err != nil || got != want {
+			t.Errorf("parseMiB(%q) = %d, %v, want %d", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"", "M", "1", "512K", "12x", "-5G", "99999999G"} {
-		if got, err := parseMemory(in); err == nil {
-			t.Errorf("parseMemory(%q) = %d, want an error", in, got)
+		if got, err := parseMiB("--memory", in, minMemoryMiB); err == nil {
+			t.Errorf("parseMiB(%q) = %d, want an error", in, got)
 		}
 	}
 }

@@ -66,7 +66,8 @@ type SandboxRequest struct {
 
 // UpperRequest names an upper directory that is not in use.
 type UpperRequest struct {
-	Upper  string `json:"upper"` // absolute
+	Upper  string `json:"upper"`           // absolute
+	Image  string `json:"image,omitempty"` // what it must have been written over; "" is anything
 	Access Access `json:"access,omitzero"`
 }
 

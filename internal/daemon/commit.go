@@ -20,11 +20,21 @@ import (
 	"github.com/microsandbox/msb-fs/remote"
 )
 
-// withUpper opens the upper directory dir over the image that it was written over, for fn. It must not be in use.
-func (d *daemon) withUpper(ctx context.Context, dir string, a api.Access, fn func(*openImage, *cow.FS) error) (err error) {
+// withUpper opens req.Upper over the image that it was written over, for fn. It must not be in use.
+func (d *daemon) withUpper(ctx context.Context, req api.UpperRequest, fn func(*openImage, *cow.FS) error) (err error) {
+	dir, a := req.Upper, req.Access
 	digest, err := cow.LowerDigest(dir)
 	if err != nil {
 		return err
+	}
+	if req.Image != "" {
+		img, err := d.images.resolve(ctx, api.ImageRequest{Image: req.Image, Access: a})
+		if err != nil {
+			return err
+		}
+		if img.Digest != digest {
+			return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%s was written over %s, not over %s (%s)", dir, digest, req.Image, img.Digest)}
+		}
 	}
 	img, err := d.images.pins.manifest(digest)
 	if err != nil {
@@ -51,7 +61,7 @@ func (d *daemon) postDiff(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	return d.withUpper(r.Context(), req.Upper, req.Access, func(_ *openImage, upper *cow.FS) error {
+	return d.withUpper(r.Context(), req, func(_ *openImage, upper *cow.FS) error {
 		out := &body{w: w}
 		lines := json.NewEncoder(out)
 		for c, err := range upper.Diff(r.Context()) {
@@ -71,7 +81,7 @@ func (d *daemon) postCommit(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	return d.withUpper(r.Context(), req.Upper, req.Access, func(o *openImage, upper *cow.FS) error {
+	return d.withUpper(r.Context(), req.UpperRequest, func(o *openImage, upper *cow.FS) error {
 		layer, err := exportLayer(r.Context(), upper, d.home.Cache("chunks"))
 		if err != nil {
 			return err
