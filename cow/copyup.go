@@ -173,8 +173,12 @@ func (f *FS) copyUpOne(ctx context.Context, n *node) error {
 			return err
 		}
 	}
+	if err := f.quota.addInode(); err != nil {
+		return err
+	}
 	d, err := f.upper.draft(looks{a.Mode, a.UID, a.GID, a.Rdev}, target)
 	if err != nil {
+		f.quota.noInode()
 		return err
 	}
 	var m meta
@@ -184,6 +188,7 @@ func (f *FS) copyUpOne(ctx context.Context, n *node) error {
 	}
 	if err != nil {
 		d.discard()
+		f.quota.noInode()
 		return err
 	}
 	m.over = d.over
@@ -194,6 +199,7 @@ func (f *FS) copyUpOne(ctx context.Context, n *node) error {
 	if n.dir != nil {
 		n.dir.counted = true
 	}
+	f.quota.fresh(n)
 	n.up.Store(true)
 	if n.kind == unix.S_IFREG {
 		f.handles.release(f.handles.put(n, d.fd))

@@ -38,6 +38,9 @@ type Options struct {
 	// LowerDigest names the lower for good, as an image's manifest digest does. An upper that was written over another
 	// is refused with ErrOtherLower.
 	LowerDigest string
+	// Bytes and Inodes limit what the upper may take of the host's disk; 0 is no limit. With Bytes alone there may be a
+	// file for every 4 KiB of it. What is beyond is ENOSPC.
+	Bytes, Inodes int64
 
 	// For tests: what the host is taken to refuse although it would not.
 	noOwners, noDevices bool
@@ -53,6 +56,7 @@ type FS struct {
 	lower    Lower
 	upper    *upper
 	root     *node
+	quota    *quota
 	handles  handles
 	listings listings
 
@@ -80,6 +84,9 @@ func New(lower Lower, dir string, o Options) (*FS, error) {
 		table:         make(map[uint64]*node),
 	}
 	m, err := readMeta(place{u.top.fd, "."}, unix.S_IFDIR)
+	if err == nil {
+		f.quota, err = openQuota(u, o)
+	}
 	if err != nil {
 		u.close()
 		return nil, fmt.Errorf("open upper %s: %w", dir, err)
@@ -102,7 +109,7 @@ func (f *FS) Close() error {
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	f.emptyOrphans()
-	return f.upper.close()
+	return errors.Join(f.quota.save(f.upper), f.upper.close())
 }
 
 func (f *FS) String() string { return "cow" }
@@ -171,6 +178,7 @@ func (f *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fu
 	out.Blocks, out.Bfree, out.Bavail = st.Blocks, st.Bfree, st.Bavail
 	out.Files, out.Ffree = st.Files, st.Ffree
 	out.Bsize, out.Frsize, out.NameLen = uint32(st.Bsize), uint32(st.Frsize), 255
+	f.quota.statfs(out)
 	return fuse.OK
 }
 

@@ -66,8 +66,12 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 		return err
 	}
 	defer done()
+	if err := f.quota.addInode(); err != nil {
+		return err
+	}
 	c, fd, err := f.make(to, l, target, making{inh, was.covered(), b.id != 0})
 	if err != nil {
+		f.quota.noInode()
 		return err
 	}
 	f.namesChanged(p)
@@ -78,9 +82,17 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 		closeFD(fd)
 		return err
 	}
-	if fd >= 0 {
-		f.keep(out.NodeId, c.mode(), fd)
+	n, err := f.node(out.NodeId)
+	if err != nil {
+		closeFD(fd)
+		return err
 	}
+	f.quota.fresh(n)
+	if fd >= 0 && n.kind == unix.S_IFREG {
+		f.handles.release(f.handles.put(n, fd)) // it will be written to
+		return nil
+	}
+	closeFD(fd)
 	return nil
 }
 
@@ -88,15 +100,6 @@ func closeFD(fd int) {
 	if fd >= 0 {
 		unix.Close(fd)
 	}
-}
-
-// keep keeps the descriptor of a file that was just made: it will be written to.
-func (f *FS) keep(id uint64, mode uint32, fd int) {
-	if n, err := f.node(id); err == nil && mode&unix.S_IFMT == unix.S_IFREG {
-		f.handles.release(f.handles.put(n, fd))
-		return
-	}
-	unix.Close(fd)
 }
 
 // inherited is what a new file gets from its directory.
@@ -273,9 +276,13 @@ func (f *FS) tmpfile(ctx context.Context, in *fuse.CreateIn, out *fuse.CreateOut
 	if err != nil {
 		return err
 	}
+	if err := f.quota.addInode(); err != nil {
+		return err
+	}
 	t := f.upper.temp()
 	c, fd, err := f.make(t, l, "", making{inherited: inh})
 	if err != nil {
+		f.quota.noInode()
 		return err
 	}
 	name := privateName(c.id)
@@ -290,6 +297,7 @@ func (f *FS) tmpfile(ctx context.Context, in *fuse.CreateIn, out *fuse.CreateOut
 		return err
 	}
 	n.gone = true
+	f.quota.fresh(n)
 	f.handles.release(f.handles.put(n, fd))
 	out.EntryOut = fuse.EntryOut{NodeId: n.id, Generation: 1, EntryValid: forever, AttrValid: forever}
 	_, err = f.upperAttr(ctx, n, &c.st, &out.Attr)

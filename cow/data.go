@@ -141,10 +141,14 @@ func (f *FS) writeAt(ctx context.Context, n *node, data []byte, off int64) (int,
 		return 0, err
 	}
 	defer f.handles.release(h)
+	end := off + int64(len(data))
+	if err := f.quota.before(n, h, off, end); err != nil {
+		return 0, err
+	}
+	defer f.quota.after(n, h)
 	if n.data == nil {
 		return writeAll(h.fd, data, off)
 	}
-	end := off + int64(len(data))
 	unlock, err := f.fill(ctx, n, h, off, end)
 	if err != nil {
 		return 0, err
@@ -241,6 +245,10 @@ func (f *FS) truncate(ctx context.Context, n *node, size int64) error {
 		return err
 	}
 	defer f.handles.release(h)
+	if err := f.quota.before(n, h, 0, 0); err != nil {
+		return err
+	}
+	defer f.quota.after(n, h)
 	if n.data == nil {
 		return unix.Ftruncate(h.fd, size)
 	}
@@ -285,6 +293,15 @@ func (f *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status
 		return fail(err)
 	}
 	defer f.handles.release(h)
+	if in.Mode&punch == 0 {
+		err = f.quota.before(n, h, off, end)
+	} else {
+		err = f.quota.before(n, h, 0, 0)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	defer f.quota.after(n, h)
 	if n.data == nil {
 		return fail(unix.Fallocate(h.fd, in.Mode, off, end-off))
 	}

@@ -276,6 +276,10 @@ func (d *differ) same(n *node, id uint64) (bool, error) {
 		return false, err
 	}
 	l, st, err := d.looks(n)
+	if n.kind != unix.S_IFDIR && (n.links != nil || st.Nlink > 1) {
+		// Only because of its names is it here, perhaps. But a layer can link to nothing outside itself, so all are told.
+		return false, err
+	}
 	if err != nil || l != (looks{a.Mode, a.UID, a.GID, l.rdev}) || st.Mtim.Sec != a.Mtime.Sec || uint32(st.Mtim.Nsec) != a.Mtime.Nsec {
 		return false, err
 	}

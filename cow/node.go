@@ -35,6 +35,10 @@ type node struct {
 
 	handle *handle // guarded by handles.mu
 
+	// Guarded by quota.mu.
+	measured bool
+	counted  int64 // bytes that the quota counts for it
+
 	// Guarded by FS.tableMu.
 	lookups uint64
 	kids    int // nodes whose parent this is
@@ -257,7 +261,11 @@ func (f *FS) unkid(p *node) {
 // reap deletes a file that has no name any more.
 func (f *FS) reap(n *node) {
 	if n.parent == &f.upper.orphans {
-		place{f.upper.orphansHandle.fd, n.name}.unlink()
+		p := place{f.upper.orphansHandle.fd, n.name}
+		st, err := p.stat()
+		if p.unlink() == nil && err == nil && st.Nlink == 1 {
+			f.quota.removed(n, &st)
+		}
 	}
 	if n.data != nil {
 		f.handles.drop(&n.data.mapNode)

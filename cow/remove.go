@@ -224,6 +224,7 @@ func (f *FS) goneDir(n *node, c *child, p *node) {
 	n.gone = true
 	if c.upper {
 		n.last = &c.st
+		f.quota.noInode()
 	}
 	f.handles.drop(n)
 	f.listings.drop(n)

@@ -100,7 +100,7 @@ func (f *FS) copyRange(ctx context.Context, in *fuse.CopyFileRangeIn) (int, erro
 		return 0, err
 	}
 	whole := func(n *node) bool { return n.kind == unix.S_IFREG && n.up.Load() && n.data == nil }
-	if !whole(from) || !whole(to) || int64(in.OffIn) < 0 || int64(in.OffOut) < 0 {
+	if !whole(from) || !whole(to) || f.quota != nil || int64(in.OffIn) < 0 || int64(in.OffOut) < 0 {
 		return 0, unix.EOPNOTSUPP
 	}
 	if err := f.written(ctx, to, false); err != nil { // the kernel took setuid bits before
