@@ -138,46 +138,40 @@ func (o ours) microVM(ctx context.Context, t *trial) error {
 	return o.assertLazy(ctx, t)
 }
 
-// layers is what `msb-fs inspect` says of an image's layers.
-func (o ours) layers(ctx context.Context, t *trial) (have, size int64, modes []string, err error) {
+// ask runs an msb-fs command that prints JSON.
+func (o ours) ask(ctx context.Context, t *trial, into any, args ...string) error {
 	var out bytes.Buffer
-	if err := do(o.cmd(ctx, t, o.fs, "inspect", "--format", "json", t.ref), &out); err != nil {
-		return 0, 0, nil, err
+	if err := do(o.cmd(ctx, t, o.fs, append(args, "--format", "json")...), &out); err != nil {
+		return err
 	}
-	var i struct {
-		Layers []struct {
-			Have int64  `json:"have"`
-			Size int64  `json:"size"`
-			Mode string `json:"mode"`
-		} `json:"layers"`
-	}
-	if err := json.Unmarshal(out.Bytes(), &i); err != nil {
-		return 0, 0, nil, err
-	}
-	for _, l := range i.Layers {
-		have, size, modes = have+l.Have, size+l.Size, append(modes, l.Mode)
-	}
-	return have, size, modes, nil
+	return json.Unmarshal(out.Bytes(), into)
 }
 
 // assertLazy fails when an image that can be lazy was silently not.
 func (o ours) assertLazy(ctx context.Context, t *trial) error {
-	_, _, modes, err := o.layers(ctx, t)
-	if err != nil {
+	var i struct {
+		Layers []struct {
+			Mode string `json:"mode"`
+		} `json:"layers"`
+	}
+	if err := o.ask(ctx, t, &i, "inspect", t.ref); err != nil {
 		return err
 	}
-	for _, m := range modes {
-		if (t.form == testimage.EStargz || t.form == testimage.ZstdChunked) && m != "lazy-toc" && m != "full" {
-			return fmt.Errorf("a layer was %s: this is no measurement of a lazy start", m)
+	for _, l := range i.Layers {
+		if (t.form == testimage.EStargz || t.form == testimage.ZstdChunked) && l.Mode != "lazy-toc" && l.Mode != "full" {
+			return fmt.Errorf("a layer was %s: this is no measurement of a lazy start", l.Mode)
 		}
 	}
 	return nil
 }
 
+// wait returns when the daemon has nothing more to fetch.
 func (o ours) wait(ctx context.Context, t *trial) error {
 	for {
-		have, size, _, err := o.layers(ctx, t)
-		if err != nil || have >= size {
+		var st struct {
+			Fetching []string `json:"fetching"`
+		}
+		if err := o.ask(ctx, t, &st, "status"); err != nil || len(st.Fetching) == 0 {
 			return err
 		}
 		select {
@@ -186,7 +180,7 @@ func (o ours) wait(ctx context.Context, t *trial) error {
 			return ctx.Err()
 		}
 		if time.Since(t.start) > 10*time.Minute {
-			return fmt.Errorf("after ten minutes %d of %d bytes are local", have, size)
+			return fmt.Errorf("after ten minutes %v is not local", st.Fetching)
 		}
 	}
 }

@@ -25,7 +25,7 @@ func TestSummary(t *testing.T) {
 }
 
 func TestQuoted(t *testing.T) {
-	if got := quoted([]string{"run"}, []string{"-c", "echo a b"}); got != `run -c "echo a b"` {
+	if got := quoted([]string{"run", "-c", "echo a b"}); got != `run -c "echo a b"` {
 		t.Error(got)
 	}
 }

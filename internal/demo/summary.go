@@ -8,15 +8,13 @@ import (
 )
 
 // quoted joins arguments as one would type them.
-func quoted(lists ...[]string) string {
+func quoted(args []string) string {
 	var out []string
-	for _, l := range lists {
-		for _, a := range l {
-			if strings.ContainsAny(a, " \t\"'$&|;()<>") {
-				a = strconv.Quote(a)
-			}
-			out = append(out, a)
+	for _, a := range args {
+		if strings.ContainsAny(a, " \t\"'$&|;()<>") {
+			a = strconv.Quote(a)
 		}
+		out = append(out, a)
 	}
 	return strings.Join(out, " ")
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/registry"
@@ -68,7 +70,7 @@ func (t trial) run(ctx context.Context) (r result, err error) {
 	t.home = home
 	defer func() {
 		// Not with ctx: after an interrupt the daemon has to end as well.
-		stop := exec.Command(t.fs, "daemon", "stop")
+		stop := exec.Command(t.fs, "stop")
 		stop.Env = t.env()
 		said, stopErr := stop.CombinedOutput()
 		if stopErr != nil {
@@ -97,7 +99,7 @@ func (t trial) env() []string { return append(os.Environ(), "MSB_HOME="+t.home) 
 // launchOnce runs the program in a microVM and shows its output and the timeline.
 func (t trial) launchOnce(ctx context.Context) (timing, error) {
 	file := filepath.Join(t.home, "timing.json")
-	args := []string{"run", "--timing", "--timing-json", file}
+	args := []string{"run", "--timing"}
 	if t.insecure {
 		args = append(args, "--insecure")
 	}
@@ -106,8 +108,8 @@ func (t trial) launchOnce(ctx context.Context) (timing, error) {
 	} else {
 		args = append(args, t.ref)
 	}
-	fmt.Printf("$ msb-launch %s\n", quoted(args[:1], args[3:]))
-	cmd := exec.CommandContext(ctx, t.launch, args...)
+	fmt.Printf("$ msb-launch %s\n", quoted(args))
+	cmd := exec.CommandContext(ctx, t.launch, slices.Insert(args, 1, "--timing-json", file)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	cmd.Env = t.env()
@@ -153,21 +155,29 @@ func (s *stamped) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-// waitComplete shows how the image's bytes come, until all are local.
+// waitComplete shows how the image's bytes come, until the daemon has no more to fetch.
 func (t trial) waitComplete(ctx context.Context, start time.Time) error {
-	last := int64(-1)
-	moved := time.Now()
+	moved, last := time.Now(), int64(-1)
 	for {
+		var st struct {
+			Fetching []string `json:"fetching"`
+		}
+		if err := t.ask(ctx, &st, "status"); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(st.Fetching, t.named) {
+			fmt.Printf("%9.1f s  all of it is here\n", time.Since(start).Seconds())
+			return nil
+		}
 		have, size, err := t.progress(ctx)
 		if err != nil {
 			return err
 		}
 		if have != last {
-			fmt.Printf("%9.1f s  %5.1f of %.1f MB are here\n", time.Since(start).Seconds(), float64(have)/1e6, float64(size)/1e6)
-			last, moved = have, time.Now()
+			moved, last = time.Now(), have
 		}
-		if have >= size {
-			return nil
+		if size > 0 {
+			fmt.Printf("%9.1f s  %5.1f of %.1f MB\n", time.Since(start).Seconds(), float64(have)/1e6, float64(size)/1e6)
 		}
 		if time.Since(moved) > time.Minute {
 			return fmt.Errorf("nothing more of %s has come for a minute: %d of %d bytes are here", t.ref, have, size)
@@ -180,28 +190,47 @@ func (t trial) waitComplete(ctx context.Context, start time.Time) error {
 	}
 }
 
-// progress asks the daemon how many of the image's bytes are local.
-func (t trial) progress(ctx context.Context) (have, size int64, err error) {
-	cmd := exec.CommandContext(ctx, t.fs, "inspect", "--format", "json", t.ref)
+// named says whether the daemon means this trial's image: it spells names out, as "docker.io/library/python:3.12".
+func (t trial) named(ref string) bool { return ref == t.ref || strings.Contains(ref, "/"+t.ref) }
+
+// ask runs an msb-fs command that prints JSON.
+func (t trial) ask(ctx context.Context, into any, command string) error {
+	cmd := exec.CommandContext(ctx, t.fs, command, "--format", "json")
 	cmd.Env = t.env()
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, into)
+	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("msb-fs inspect %s: %w: %s", t.ref, err, bytes.TrimSpace(said.Bytes()))
+		return fmt.Errorf("msb-fs %s: %w: %s", command, err, bytes.TrimSpace(said.Bytes()))
 	}
-	var image struct {
-		Layers []struct {
-			Size int64 `json:"size"`
-			Have int64 `json:"have"`
-		} `json:"layers"`
+	return nil
+}
+
+// progress asks the daemon how many of the image's bytes are local; zeros when it has just let go of it.
+func (t trial) progress(ctx context.Context) (have, size int64, err error) {
+	var st struct {
+		Images []struct {
+			Reference string `json:"reference"`
+			Layers    []struct {
+				Size int64 `json:"size"`
+				Have int64 `json:"have"`
+			} `json:"layers"`
+		} `json:"images"`
 	}
-	if err := json.Unmarshal(out, &image); err != nil {
-		return 0, 0, fmt.Errorf("msb-fs inspect %s: %w", t.ref, err)
+	if err := t.ask(ctx, &st, "stats"); err != nil {
+		return 0, 0, err
 	}
-	for _, l := range image.Layers {
-		have += l.Have
-		size += l.Size
+	for _, i := range st.Images {
+		if !t.named(i.Reference) {
+			continue
+		}
+		for _, l := range i.Layers {
+			have += l.Have
+			size += l.Size
+		}
 	}
 	return have, size, nil
 }

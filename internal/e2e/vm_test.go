@@ -105,7 +105,7 @@ func TestSecondRunWithoutRegistry(t *testing.T) {
 	ref := smallImage(t, s, testimage.Gzip)
 	h := newHome(t)
 	first := h.must("msb-launch", "run", "--insecure", ref, "cat", "/etc/debian_version")
-	h.waitComplete(ref)
+	h.waitComplete()
 	s.Down()
 	if again := h.must("msb-launch", "run", "--insecure", ref, "cat", "/etc/debian_version"); again != first {
 		t.Errorf("first %q, again %q", first, again)
@@ -233,8 +233,9 @@ func processesOf(t *testing.T, dir, name string) []string {
 
 // status is what `msb-fs status` says.
 type status struct {
-	PID       int `json:"pid"`
-	Sandboxes int `json:"sandboxes"`
+	PID       int      `json:"pid"`
+	Sandboxes int      `json:"sandboxes"`
+	Fetching  []string `json:"fetching"`
 }
 
 func (h *home) status() status {
@@ -265,19 +266,12 @@ func (h *home) image(ref string) imageInfo {
 	return i
 }
 
-// waitComplete returns when every byte of an image is local.
-func (h *home) waitComplete(ref string) {
+// waitComplete returns when the daemon has nothing more to fetch of any image.
+func (h *home) waitComplete() {
 	h.t.Helper()
-	for until := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
-		missing := int64(0)
-		for _, l := range h.image(ref).Layers {
-			missing += l.Size - l.Have
-		}
-		if missing == 0 {
-			return
-		}
+	for until := time.Now().Add(patience); len(h.status().Fetching) > 0; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(until) {
-			h.t.Fatalf("%d bytes of %s never came", missing, ref)
+			h.t.Fatalf("%v is still being fetched", h.status().Fetching)
 		}
 	}
 }
