@@ -60,12 +60,14 @@ func (l *Layer) batches(ctx context.Context, do func(from, to int, sparse bool))
 	for from := 0; ; {
 		var to int
 		var sparse, found bool
-		err := l.wait(ctx, func() bool {
+		err := l.look(func() {
 			from, to, sparse, found = l.t.batch(from, l.o.Chunks.Has)
-			return true
 		})
 		if err != nil || !found {
 			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		do(from, to, sparse)
 		from = to
@@ -120,9 +122,8 @@ func (l *Layer) bring(ctx context.Context, from, to int, sparse bool) error {
 	}
 	var r *run
 	var perr error
-	err := l.wait(ctx, func() bool {
+	err := l.look(func() {
 		r, perr = l.t.plan(from, to-1)
-		return true
 	})
 	if err == nil {
 		err = perr

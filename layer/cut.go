@@ -30,6 +30,7 @@ func (r *tarSource) Read(p []byte) (int, error) {
 		if r.err != nil {
 			return 0, r.err
 		}
+		r.s.tell()
 		select {
 		case o, ok := <-r.s.out:
 			if !ok {
@@ -49,6 +50,17 @@ func (r *tarSource) Read(p []byte) (int, error) {
 		return n, refused("it unpacks to more than %d bytes", r.max)
 	}
 	return n, nil
+}
+
+// tell wakes those who wait for entries, once for all that a block of the tar has brought.
+func (s *stream) tell() {
+	if !s.unseen {
+		return
+	}
+	s.unseen = false
+	s.l.mu.Lock()
+	s.l.entered.wake()
+	s.l.mu.Unlock()
 }
 
 // addSpans takes spans into the table.
@@ -131,7 +143,7 @@ func (s *stream) addEntry(b *builder, h *tar.Header) (file bool, err error) {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	n, ok, err := b.add(e)
-	s.l.notify()
+	s.unseen = true
 	if err != nil || !ok {
 		return false, err
 	}
@@ -143,8 +155,11 @@ func (s *stream) addEntry(b *builder, h *tar.Header) (file bool, err error) {
 func (s *stream) cutFile(ctx context.Context, tr *tar.Reader, src *tarSource, size int64, sparseFile bool, start int64) error {
 	for off := int64(0); off < size; off += ChunkSize {
 		n := min(ChunkSize, size-off)
-		if err := s.mem.Acquire(ctx, n); err != nil {
-			return context.Cause(ctx)
+		if !s.mem.TryAcquire(n) {
+			s.tell()
+			if err := s.mem.Acquire(ctx, n); err != nil {
+				return context.Cause(ctx)
+			}
 		}
 		at := src.pos
 		data := s.buffer(int(n))

@@ -32,14 +32,13 @@ type flight struct {
 // pass by on the way are put into the store, so that their neighbours need no fetch of their own.
 func (l *Layer) Fetch(ctx context.Context, c Chunk) ([]byte, error) {
 	var rec chunkRec
-	err := l.wait(ctx, func() bool {
+	err := l.look(func() {
 		if l.t.sane(c.Index) {
 			rec = l.t.chunks[c.Index]
 			if rec.digest == (Digest{}) {
 				rec.digest = l.known[c.Index]
 			}
 		}
-		return true
 	})
 	if err != nil {
 		return nil, err
@@ -238,10 +237,9 @@ func (l *Layer) distrust(off, n int64) {
 func (l *Layer) sparse(ctx context.Context, from, to int, emit func(num int, c *chunkRec, data []byte) error) error {
 	var r *run
 	var own []chunkRec
-	err := l.wait(ctx, func() bool {
+	err := l.look(func() {
 		r = l.t.sparseRun(from)
 		own = append(own, l.t.chunks[from:to]...)
-		return true
 	})
 	if err != nil {
 		return err

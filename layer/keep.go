@@ -29,7 +29,7 @@ func (s *stream) store(ctx context.Context) error {
 		l.mu.Lock()
 		l.t.chunks[j.n].digest = d
 		l.ready[j.n] = true
-		l.notify()
+		l.stored.wake()
 		l.mu.Unlock()
 	}
 	return ctx.Err()

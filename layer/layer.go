@@ -67,7 +67,8 @@ type Layer struct {
 	err     error                   // guarded by mu; what everything answers
 	mode    Mode                    // guarded by mu
 	reason  string                  // guarded by mu
-	changed chan struct{}           // guarded by mu; closed when something above has changed; nil when nobody waits
+	entered signal                  // guarded by mu; when there are new entries, or the layer has ended
+	stored  signal                  // guarded by mu; when another chunk is ready, or the layer has ended
 	flights []*flight               // guarded by mu
 	closed  bool                    // guarded by mu
 	stop    context.CancelCauseFunc // guarded by mu; ends the stream
@@ -154,7 +155,7 @@ func (l *Layer) Entries(ctx context.Context, from int) (es []Entry, done bool, e
 	if from < 0 {
 		return nil, false, fmt.Errorf("entries of layer %s: number %d", l.d.Digest, from)
 	}
-	err = l.wait(ctx, func() bool {
+	err = l.wait(ctx, &l.entered, func() bool {
 		n := len(l.t.entries)
 		if from >= n && !l.sealed {
 			return false
@@ -173,7 +174,7 @@ func (l *Layer) Entries(ctx context.Context, from int) (es []Entry, done bool, e
 // stored. Asking for what is not a regular file's byte is an error.
 func (l *Layer) Chunk(ctx context.Context, entry int, off int64) (c Chunk, err error) {
 	var absent bool
-	err = l.wait(ctx, func() bool {
+	err = l.wait(ctx, &l.stored, func() bool {
 		if !l.sealed && entry >= len(l.t.entries) {
 			return false
 		}
@@ -204,8 +205,28 @@ func (l *Layer) Chunk(ctx context.Context, entry int, off int64) (c Chunk, err e
 	return c, err
 }
 
-// wait calls ready with mu read-locked until it is true, whenever something has changed.
-func (l *Layer) wait(ctx context.Context, ready func() bool) error {
+// signal wakes those who wait for something. The zero value is ready; Layer.mu guards it.
+type signal struct {
+	c chan struct{} // nil when nobody waits
+}
+
+// wait is closed by the next wake.
+func (s *signal) wait() <-chan struct{} {
+	if s.c == nil {
+		s.c = make(chan struct{})
+	}
+	return s.c
+}
+
+func (s *signal) wake() {
+	if s.c != nil {
+		close(s.c)
+		s.c = nil
+	}
+}
+
+// wait calls ready with mu read-locked until it is true, again whenever sig wakes.
+func (l *Layer) wait(ctx context.Context, sig *signal, ready func() bool) error {
 	for {
 		l.mu.RLock()
 		err := l.err
@@ -214,31 +235,36 @@ func (l *Layer) wait(ctx context.Context, ready func() bool) error {
 		if ok || err != nil {
 			return err
 		}
-		// Only now, and seldom, the exclusive lock: to leave a channel that the stream closes.
+		// Only now, and seldom, the exclusive lock: to leave a channel that sig closes.
 		l.mu.Lock()
-		if l.err == nil && !ready() {
-			if l.changed == nil {
-				l.changed = make(chan struct{})
-			}
-			changed := l.changed
+		if l.err != nil || ready() {
 			l.mu.Unlock()
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
 			continue
 		}
+		changed := sig.wait()
 		l.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
 
-// notify wakes who waits. mu is held.
-func (l *Layer) notify() {
-	if l.changed != nil {
-		close(l.changed)
-		l.changed = nil
+// look calls fn with mu read-locked, unless the layer has failed.
+func (l *Layer) look(fn func()) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.err == nil {
+		fn()
 	}
+	return l.err
+}
+
+// wake wakes everybody. mu is held.
+func (l *Layer) wake() {
+	l.entered.wake()
+	l.stored.wake()
 }
 
 // Done is closed when the index is complete and verified, or when the layer has failed: then Err says why.
@@ -284,7 +310,7 @@ func (l *Layer) fail(err error) {
 	if l.err == nil {
 		l.err = err
 	}
-	l.notify()
+	l.wake()
 }
 
 // parseDigest reads "sha256:<64 hex digits>".

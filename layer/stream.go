@@ -46,6 +46,8 @@ type stream struct {
 	zero    sync.Once
 	zeroSum Digest // guarded by zero
 
+	unseen bool // entries have been added that nobody has been told of; of the goroutine that cuts
+
 	mu    sync.Mutex
 	fresh []Digest // guarded by mu; chunks that nobody had before
 }
@@ -81,7 +83,7 @@ func (l *Layer) runStream(ctx context.Context) {
 	} else {
 		l.sealed, l.ready = true, nil
 		l.mode, l.reason = Full, "streamed to its end and verified"
-		l.notify()
+		l.wake()
 	}
 	l.mu.Unlock()
 	if err == nil {
