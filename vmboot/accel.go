@@ -1,7 +1,6 @@
 package vmboot
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,8 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 )
 
 // Accelerators, as QEMU calls them.
@@ -174,32 +171,15 @@ func hostKey(qemu string, k *Kernel) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
-// ProbeAccel boots k under accel with nothing but the agent in an initramfs and sees whether the agent says hello
-// within a few seconds. The error is about what kept it from trying.
+// ProbeAccel boots k under accel without a root filesystem and sees whether the agent says hello in a few seconds. The error is about what kept it from trying.
 func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
 	p := Probe{Accel: accel}
 	program, err := findQEMU("")
 	if err != nil {
 		return p, err
 	}
-	agent, err := AgentBinary()
-	if err != nil {
-		return p, err
-	}
-	dir, err := os.MkdirTemp("", "msb-probe-")
-	if err != nil {
-		return p, fmt.Errorf("try %s: %w", accel, err)
-	}
-	defer os.RemoveAll(dir)
-	initramfs := filepath.Join(dir, "initramfs")
-	if err := os.WriteFile(initramfs, cpio(agent), 0o600); err != nil {
-		return p, fmt.Errorf("try %s: %w", accel, err)
-	}
-	args := append(machineArgs(accel, 1, 256),
-		"-kernel", k.Path, "-initrd", initramfs, "-append", "console=ttyS0 panic=-1 quiet",
-		"-device", "virtio-serial-pci,max_ports=2",
-		"-device", "virtserialport,chardev=agent,name="+agentproto.Port)
-	vm, err := start(ctx, Config{Kernel: k, Accel: accel}, program, args)
+	c := Config{Kernel: k, Accel: accel, CPUs: 1, MemoryMiB: 256}
+	vm, err := start(ctx, c, program, machineArgs(&c))
 	if err != nil {
 		return p, err
 	}
@@ -218,28 +198,4 @@ func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
 		}
 	}
 	return p, nil
-}
-
-// cpio returns an archive of the program init, /dev and /dev/console, in the "newc" format
-// (Documentation/driver-api/early-userspace/buffer-format.rst).
-func cpio(init []byte) []byte {
-	var b bytes.Buffer
-	entry := func(name string, mode, major, minor uint32, data []byte) {
-		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-			0, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0, name)
-		pad(&b)
-		b.Write(data)
-		pad(&b)
-	}
-	entry("dev", syscall.S_IFDIR|0o755, 0, 0, nil)
-	entry("dev/console", syscall.S_IFCHR|0o600, 5, 1, nil)
-	entry("init", syscall.S_IFREG|0o755, 0, 0, init)
-	entry("TRAILER!!!", 0, 0, 0, nil)
-	return b.Bytes()
-}
-
-func pad(b *bytes.Buffer) {
-	for b.Len()%4 != 0 {
-		b.WriteByte(0)
-	}
 }

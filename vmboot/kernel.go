@@ -94,7 +94,7 @@ func kernelAt(path string) (*Kernel, error) {
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w at %s", ErrNoKernel, path)
+		return nil, fmt.Errorf("%w at %s: give the path of a vmlinux or bzImage, or leave --kernel out to use the one of `msb-launch setup`", ErrNoKernel, path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the guest kernel: %w", err)
@@ -102,7 +102,7 @@ func kernelAt(path string) (*Kernel, error) {
 	defer f.Close()
 	head := make([]byte, 0x206)
 	if n, _ := f.ReadAt(head, 0); n < len(head) || !isKernel(head) {
-		return nil, fmt.Errorf("%s is neither a vmlinux nor a bzImage: QEMU cannot boot it", path)
+		return nil, fmt.Errorf("%s is neither a vmlinux nor a bzImage: QEMU cannot boot it; `msb-launch setup` gets one that it can", path)
 	}
 	release := ""
 	for _, prefix := range []string{"vmlinuz-", "vmlinux-"} {
@@ -126,7 +126,7 @@ func isKernel(head []byte) bool {
 	return bytes.HasPrefix(head, []byte("\x7fELF")) || bytes.Equal(head[0x202:0x206], []byte("HdrS"))
 }
 
-// checkConfig says what a kernel configuration lacks to boot from virtiofs without an initramfs.
+// checkConfig says what a kernel configuration lacks to be a guest.
 func checkConfig(config []byte) error {
 	builtIn := make(map[string]bool)
 	for s := bufio.NewScanner(bytes.NewReader(config)); s.Scan(); {
@@ -135,7 +135,7 @@ func checkConfig(config []byte) error {
 		}
 	}
 	var missing []string
-	for _, name := range []string{"CONFIG_FUSE_FS", "CONFIG_VIRTIO_FS", "CONFIG_VIRTIO_PCI", "CONFIG_VIRTIO_CONSOLE", "CONFIG_DEVTMPFS", "CONFIG_TMPFS"} {
+	for _, name := range []string{"CONFIG_FUSE_FS", "CONFIG_VIRTIO_FS", "CONFIG_VIRTIO_PCI", "CONFIG_VIRTIO_CONSOLE", "CONFIG_DEVTMPFS", "CONFIG_TMPFS", "CONFIG_BLK_DEV_INITRD"} {
 		if !builtIn[name] {
 			missing = append(missing, name)
 		}

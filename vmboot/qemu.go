@@ -27,26 +27,17 @@ func findQEMU(program string) (string, error) {
 	return path, nil
 }
 
-// rootTag is the virtiofs tag of the root filesystem.
-const rootTag = "msbroot"
-
 // Descriptors the VMM process inherits; see start.
 const (
-	qmpFD     = 3
-	agentFD   = 4
-	networkFD = 5
+	qmpFD       = 3
+	agentFD     = 4
+	initramfsFD = 5
+	networkFD   = 6
 )
 
 // qemuArgs renders c as QEMU's command line. docs/boot.md says which choices were measured.
 func qemuArgs(c *Config) []string {
-	a := machineArgs(c.Accel, c.CPUs, c.MemoryMiB)
-	a = append(a,
-		"-kernel", c.Kernel.Path,
-		"-append", kernelParameters(c),
-		"-device", "virtio-serial-pci,max_ports=2",
-		"-device", "virtserialport,chardev=agent,name="+agentproto.Port,
-	)
-	a = append(a, fsArgs("root", c.FSSocket, rootTag, c.FSQueues)...)
+	a := append(machineArgs(c), fsArgs("root", c.FSSocket, agentproto.RootTag, c.FSQueues)...)
 	for i, m := range c.Mounts {
 		a = append(a, fsArgs("mount"+strconv.Itoa(i), m.Socket, mountTag(i), 1)...)
 	}
@@ -58,24 +49,31 @@ func qemuArgs(c *Config) []string {
 	return a
 }
 
-// machineArgs are the machine without what makes it ours, also used for probes.
-func machineArgs(accel string, cpus, memoryMiB int) []string {
-	memory := strconv.Itoa(memoryMiB) + "M"
+// machineArgs are the machine without filesystem and network, which is also what an accelerator is tried with.
+func machineArgs(c *Config) []string {
+	memory := strconv.Itoa(c.MemoryMiB) + "M"
 	a := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", "q35,vmport=off,usb=off,smm=off,sata=off,hpet=off,memory-backend=mem",
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
-		"-m", memory, "-smp", strconv.Itoa(cpus),
+		"-m", memory, "-smp", strconv.Itoa(c.CPUs),
+		"-kernel", c.Kernel.Path, "-append", kernelParameters,
+		"-initrd", "/proc/self/fd/" + strconv.Itoa(initramfsFD),
 		"-chardev", "socket,id=qmp,fd=" + strconv.Itoa(qmpFD), "-mon", "chardev=qmp,mode=control",
-		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(agentFD),
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(agentFD),
+		"-device", "virtio-serial-pci,max_ports=2",
+		"-device", "virtserialport,chardev=agent,name=" + agentproto.Port,
 	}
-	if accel == AccelKVM {
+	if c.Accel == AccelKVM {
 		return append(a, "-accel", "kvm", "-cpu", "host")
 	}
 	return append(a, "-accel", "tcg,thread=multi", "-cpu", "max")
 }
+
+// kernelParameters is the guest kernel's command line. A panic resets the machine, which ends it.
+const kernelParameters = "console=ttyS0 quiet panic=-1 reboot=t"
 
 func fsArgs(id, socket, tag string, queues int) []string {
 	return []string{
@@ -88,11 +86,3 @@ func fsArgs(id, socket, tag string, queues int) []string {
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
 func mountTag(i int) string { return "msb" + strconv.Itoa(i) }
-
-// kernelParameters returns the guest kernel's command line.
-func kernelParameters(c *Config) string {
-	return strings.Join([]string{
-		"root=" + rootTag, "rootfstype=virtiofs", "rw", "init=" + agentInit,
-		"console=ttyS0", "quiet", "panic=-1", "reboot=t",
-	}, " ")
-}

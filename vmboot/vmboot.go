@@ -28,7 +28,7 @@ type Config struct {
 	Accel     string // "kvm" or "tcg", as ChooseAccel says; "" is tcg, which works everywhere
 	CPUs      int    // 0 is 1
 	MemoryMiB int    // 0 is 512
-	FSSocket  string // vhost-user-fs socket of the root filesystem, which must show GuestFiles
+	FSSocket  string // vhost-user-fs socket of the root filesystem
 	FSQueues  int    // request queues the server at FSSocket has; 0 is one per CPU
 	Mounts    []Mount
 	Network   *usernet.Network // nil is no network but lo. Start takes it over: it is closed when the VM has ended.
@@ -107,7 +107,7 @@ func Start(ctx context.Context, c Config) (_ *VM, err error) {
 	return start(ctx, c, program, qemuArgs(&c))
 }
 
-// start runs program with args and the sockets that qmpFD, agentFD and networkFD number.
+// start runs program with args and the files that qmpFD and the following number.
 func start(ctx context.Context, c Config, program string, args []string) (*VM, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -123,6 +123,13 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 		return nil, err
 	}
 	defer agentFile.Close()
+	initramfs, err := initramfs()
+	if err != nil {
+		qmpConn.Close()
+		agentConn.Close()
+		return nil, err
+	}
+	defer initramfs.Close()
 	vm := &VM{
 		config: c, started: time.Now(),
 		console: newTail(64 << 10), stderr: newTail(16 << 10),
@@ -130,7 +137,7 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.stderr
-	cmd.ExtraFiles = []*os.File{qmpFile, agentFile}
+	cmd.ExtraFiles = []*os.File{qmpFile, agentFile, initramfs}
 	if c.Network != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, c.Network.File())
 	}
@@ -237,8 +244,7 @@ func (vm *VM) Explain() string {
 
 // hints say what to check when the kernel or QEMU says something.
 var hints = []struct{ said, advice string }{
-	{"Cannot open root device", "the kernel could not mount the root filesystem: is CONFIG_VIRTIO_FS built in? `msb-launch setup` gets a kernel that has it"},
-	{"Requested init", "the guest agent could not be started: the root filesystem does not show it"},
+	{"Unable to mount root fs", "the kernel did not start the guest agent from its initramfs: is CONFIG_BLK_DEV_INITRD set? `msb-launch setup` gets a kernel that has it"},
 	{"Cannot allocate memory", "the host has too little free memory for this guest: give it less with --memory"},
 	{"Out of memory", "the guest has too little memory: give it more with --memory"},
 	{"Could not access KVM kernel module", "this user may not open /dev/kvm: add it to the group kvm, or use --accel tcg"},

@@ -45,6 +45,10 @@ func (s *server) start(p *agentproto.Process, streams stdio) (*process, *agentpr
 	if len(p.Args) == 0 {
 		return nil, &agentproto.Exit{Code: exitCannotRun, Error: "no command was given"}
 	}
+	<-s.ready
+	if s.broken != nil {
+		return nil, &agentproto.Exit{Code: exitCannotRun, Error: fmt.Sprintf("the sandbox could not be set up: %v", s.broken)}
+	}
 	id, err := lookupUser(p.User, p.Groups)
 	if err != nil {
 		return nil, &agentproto.Exit{Code: exitCannotRun, Error: err.Error()}

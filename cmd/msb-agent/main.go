@@ -1,6 +1,6 @@
 // Command msb-agent is process 1 of a sandbox: it makes the image's root filesystem a running system, starts the
-// processes the host asks for and ends the machine. It is shown to the guest as a synthetic file and is never
-// part of the image. Everything it is told comes over one virtio-serial port; see package agentproto.
+// processes the host asks for and ends the machine. It comes in an initramfs and is never part of the image.
+// Everything it is told comes over one virtio-serial port; see package agentproto.
 package main
 
 import (
@@ -24,9 +24,12 @@ func main() {
 // run returns when the machine is to be switched off.
 func run() error {
 	syscall.Umask(0o022)
-	if err := mountKernelFilesystems(); err != nil {
+	if err := mountEarly(); err != nil {
 		return err
 	}
+	// The root filesystem may be long in coming: its image may still be on its way. The host hears of us before.
+	root := make(chan error, 1)
+	go func() { root <- mountRoot() }()
 	port, err := openPort(10 * time.Second)
 	if err != nil {
 		return err
@@ -37,10 +40,18 @@ func run() error {
 	}
 	r := newReaper()
 	go r.loop()
-	if err := applySetup(setup); err != nil {
-		return fmt.Errorf("set the machine up: %w", err)
-	}
-	return newServer(r).serve(port)
+	s := newServer(r)
+	go func() {
+		err := <-root
+		if err == nil {
+			err = enterRoot()
+		}
+		if err == nil {
+			err = applySetup(setup)
+		}
+		s.begin(err)
+	}()
+	return s.serve(port)
 }
 
 // powerOff does not return: process 1 must not end, the kernel would panic.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 )
 
 type mountPoint struct {
@@ -13,9 +15,8 @@ type mountPoint struct {
 	options                string
 }
 
-// mountKernelFilesystems mounts what every program expects and no image contains. /tmp stays the image's: a
-// tmpfs there would hide what the image or an earlier run has left and take its size from memory.
-func mountKernelFilesystems() error {
+// mountEarly mounts, still in the initramfs, what every program expects and no image contains.
+func mountEarly() error {
 	const plain = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
 	for _, m := range []mountPoint{
 		{"devtmpfs", "/dev", "devtmpfs", syscall.MS_NOSUID, "mode=0755"},
@@ -26,13 +27,10 @@ func mountKernelFilesystems() error {
 		{"mqueue", "/dev/mqueue", "mqueue", plain, ""},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", plain, "nsdelegate"},
 	} {
-		// A directory the image lacks is made; where it is there, one call less.
-		err := syscall.Mount(m.source, m.target, m.fstype, m.flags, m.options)
-		if err == syscall.ENOENT {
-			if err = os.MkdirAll(m.target, 0o755); err == nil {
-				err = syscall.Mount(m.source, m.target, m.fstype, m.flags, m.options)
-			}
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
 		}
+		err := syscall.Mount(m.source, m.target, m.fstype, m.flags, m.options)
 		if err != nil && m.fstype != "mqueue" {
 			return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
 		}
@@ -45,11 +43,56 @@ func mountKernelFilesystems() error {
 			return err
 		}
 	}
+	return nil
+}
+
+const newRoot = "/root"
+
+// mountRoot mounts the image's filesystem. It returns when the host has it.
+func mountRoot() error {
+	if err := os.MkdirAll(newRoot, 0o755); err != nil { // the kernel has made one already
+		return err
+	}
+	if err := syscall.Mount(agentproto.RootTag, newRoot, "virtiofs", 0, ""); err != nil {
+		return fmt.Errorf("mount the root filesystem: %w", err)
+	}
+	return nil
+}
+
+// enterRoot makes the image's filesystem the root of every process and takes along what mountEarly mounted. The
+// initramfs cannot be unmounted; it is left under the new root as switch_root(8) leaves it.
+func enterRoot() error {
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		target := newRoot + dir
+		err := syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
+		if err == syscall.ENOENT {
+			if err = os.Mkdir(target, 0o755); err == nil {
+				err = syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	err := syscall.Chdir(newRoot)
+	if err == nil {
+		err = syscall.Mount(".", "/", "", syscall.MS_MOVE, "")
+	}
+	if err == nil {
+		err = syscall.Chroot(".")
+	}
+	if err == nil {
+		err = syscall.Chdir("/")
+	}
+	if err != nil {
+		return fmt.Errorf("enter the root filesystem: %w", err)
+	}
 	return mountRun()
 }
 
 // mountRun puts a tmpfs on /run and makes the image's directories again in it, so that no file of an earlier
-// boot is taken for one of this. Where the image keeps anything but directories there, it stays as it is.
+// boot is taken for one of this. Where the image keeps anything but directories there, it stays as it is. /tmp always
+// does: a tmpfs would hide what the image or an earlier run has left there, and take its size from memory.
 func mountRun() error {
 	type dir struct {
 		path     string

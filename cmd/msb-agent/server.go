@@ -16,14 +16,21 @@ import (
 // server runs the processes the host asks for.
 type server struct {
 	reaper *reaper
+	ready  chan struct{} // closed once processes can be started, or never will be able to
+	broken error         // why not; set before ready is closed
 
 	mu      sync.Mutex
 	streams map[agentproto.Header]chan *yamux.Stream // data streams on their way to their process
-	power   chan agentproto.Shutdown
 }
 
 func newServer(r *reaper) *server {
-	return &server{reaper: r, streams: make(map[agentproto.Header]chan *yamux.Stream), power: make(chan agentproto.Shutdown, 1)}
+	return &server{reaper: r, ready: make(chan struct{}), streams: make(map[agentproto.Header]chan *yamux.Stream)}
+}
+
+// begin lets processes be started, or says why they cannot be.
+func (s *server) begin(err error) {
+	s.broken = err
+	close(s.ready)
 }
 
 // serve returns after a Shutdown has been obeyed, or when the host is gone.

@@ -24,6 +24,8 @@ const (
 	Version = 1
 	// Port is the virtio-serial port's name in /sys/class/virtio-ports/*/name.
 	Port = "msb.agent"
+	// RootTag is the virtiofs tag of the root filesystem.
+	RootTag = "msbroot"
 	// Magic begins every Hello.
 	Magic = "msb-agent"
 	// MaxRequest bounds frames from the host: arguments and environment, as execve(2) would (ARG_MAX, 2 MiB) and quoting.
