@@ -121,7 +121,7 @@ func TestBadFrontends(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := openFiles(t)
-			b := startBackend(t, opened(newTestFS()), Options{})
+			b := startBackend(t, opened(newTestFS()), Options{Queues: 8})
 			f := dial(t, b.path)
 			defer f.close()
 			c.do(f)

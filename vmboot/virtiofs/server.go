@@ -46,7 +46,7 @@ func newServer(o Options) *server {
 		ready:   make(chan struct{}),
 	}
 	if s.queues <= 0 {
-		s.queues = defaultQueues
+		s.queues = maxQueues
 	}
 	inFlight := o.InFlight
 	if inFlight <= 0 {

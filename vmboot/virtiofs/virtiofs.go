@@ -27,7 +27,8 @@ import (
 
 // Options are the settings of one Serve. The zero value works.
 type Options struct {
-	// Queues is how many request queues the front end may use, beside the high-priority one. 0 means 8.
+	// Queues is how many request queues the front end may use, beside the high-priority one. One that is not used costs
+	// next to nothing. 0 means 254, which is the most that there may be.
 	Queues int
 
 	// InFlight bounds the requests of the guest that are worked on at the same time, over all its queues. Further ones
@@ -47,8 +48,7 @@ type Options struct {
 }
 
 const (
-	defaultQueues   = 8
-	maxQueues       = 63 // and the high-priority queue; a front end names them in 8 bits
+	maxQueues       = 254 // and the high-priority queue; a front end names them in 8 bits
 	defaultInFlight = 64
 	maxFaults       = 16
 )
