@@ -153,6 +153,17 @@ func BenchmarkMillion(b *testing.B) {
 		})
 		b.ReportMetric(float64(chunks)/time.Since(start).Seconds(), "first-reads/s")
 		b.ReportMetric(memory(b, "VmRSS"), "MB-read")
+		start = time.Now()
+		if u, err := h.Usage(b.Context()); err != nil || u.Chunks != chunks {
+			b.Fatalf("%+v, %v", u, err)
+		}
+		b.ReportMetric(time.Since(start).Seconds()*1000, "ms-usage")
+		start = time.Now()
+		if _, err := h.Evict(b.Context(), h.Stats().DiskBytes/2); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(time.Since(start).Seconds(), "s-evict-half")
+		b.ReportMetric(memory(b, "VmRSS"), "MB-evicted")
 		peak := memory(b, "VmHWM")
 		b.ReportMetric(peak, "MB-peak")
 		if peak > 250 {

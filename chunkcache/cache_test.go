@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/microsandbox/msb-fs/internal/db"
@@ -235,6 +236,14 @@ func TestCancelledFillerHandsOver(t *testing.T) {
 	if _, err := h.ReadAt(impatient, k, 5000, make([]byte, 1), 0, noFill); !errors.Is(err, context.Canceled) {
 		t.Errorf("a waiter that was cancelled: %v", err)
 	}
+	for s := h.shard(&k); ; time.Sleep(time.Millisecond) { // until the waiter waits
+		s.mu.RLock()
+		n := s.flights[k].readers
+		s.mu.RUnlock()
+		if n == 1 {
+			break
+		}
+	}
 	cancel()
 	wg.Wait()
 	if !h.Has(k) {
@@ -303,6 +312,7 @@ func TestBuffersAreBounded(t *testing.T) {
 				defer now.Add(-1)
 				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 				}
+				time.Sleep(time.Millisecond) // so that the others could come
 				return data, nil
 			})
 			if err != nil {
@@ -408,6 +418,28 @@ func TestDeleteFreesTheDisk(t *testing.T) {
 	}
 	if !want(t, h.Cache, k, data) {
 		t.Error("a deleted chunk was not filled")
+	}
+}
+
+// Who has found a chunk's place before it was freed does not believe what is there afterwards.
+func TestAFreedPlaceIsNotRead(t *testing.T) {
+	h := open(t, t.TempDir(), Options{})
+	k, data := put(t, h.Cache, 1, 100_000)
+	e, err := h.find(&k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Delete(k); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.commits.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if h.read(k, e, make([]byte, 10), 0) {
+		t.Error("a freed place was read")
+	}
+	if !want(t, h.Cache, k, data) || h.Stats().Refetched != 0 {
+		t.Errorf("%+v", h.Stats())
 	}
 }
 

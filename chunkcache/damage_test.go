@@ -164,19 +164,64 @@ func TestForgedRecord(t *testing.T) {
 	if _, err := e.seg.f.WriteAt(make([]byte, 64), e.off-64); err != nil { // its own header is lost: the scan looks inside
 		t.Fatal(err)
 	}
-	h.close(t)
-	if err := os.RemoveAll(filepath.Join(h.dir, "db")); err != nil {
+	for _, lost := range []bool{false, true} { // the database
+		if lost {
+			h.close(t)
+			if err := os.RemoveAll(filepath.Join(h.dir, "db")); err != nil {
+				t.Fatal(err)
+			}
+			h = open(t, h.dir, Options{})
+		}
+		if err := h.Rebuild(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !h.Has(victim) {
+			t.Fatal("the forged record was not even looked at: this test tests nothing")
+		}
+		if !want(t, h.Cache, victim, victimData) {
+			t.Error("forged bytes were served")
+		}
+		if err := h.Delete(victim); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.commits.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if !lost && want(t, h.Cache, k, data) {
+			t.Error("dropping the forged chunk damaged the one around it")
+		}
+	}
+}
+
+// A record that was cut short when the process was killed shares no byte with what is written later.
+func TestTornRecord(t *testing.T) {
+	h := open(t, t.TempDir(), Options{})
+	first, firstData := put(t, h.Cache, 1, 3000)
+	if err := h.commits.flush(); err != nil {
 		t.Fatal(err)
 	}
-	h = open(t, h.dir, Options{})
-	if err := h.Rebuild(t.Context()); err != nil {
+	e, err := h.find(&first)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if !h.Has(victim) {
-		t.Fatal("the forged record was not even looked at: this test tests nothing")
+	torn, tornData := chunk(2, 9000)
+	b := make([]byte, headerSize)
+	header{key: torn, size: 9000}.encode(b)
+	end := e.off - headerSize + recordLength(3000)
+	if _, err := e.seg.f.WriteAt(append(b, tornData[:1000]...), end); err != nil {
+		t.Fatal(err)
 	}
-	if !want(t, h.Cache, victim, victimData) {
-		t.Error("forged bytes were served")
+	h = h.killed(t, Options{})
+	later, laterData := put(t, h.Cache, 3, 20_000)
+	if e2, err := h.find(&later); err != nil || e2.seg.id == e.seg.id {
+		t.Errorf("appended to a torn file: %v", err)
+	}
+	h = h.killed(t, Options{})
+	if !want(t, h.Cache, torn, tornData) {
+		t.Error("a torn chunk was served")
+	}
+	if want(t, h.Cache, first, firstData) || want(t, h.Cache, later, laterData) {
+		t.Error("a chunk was lost")
 	}
 }
 

@@ -90,17 +90,26 @@ func (r record) encode() []byte {
 }
 
 func decodeRecord(b []byte) (record, error) {
+	r, err := decodePlace(b)
+	if err != nil {
+		return record{}, err
+	}
+	for rest := b[recordHead:]; len(rest) > 0; rest = rest[4:] {
+		r.sums = append(r.sums, binary.LittleEndian.Uint32(rest))
+	}
+	return r, nil
+}
+
+// decodePlace is decodeRecord without the sums, for who reads many.
+func decodePlace(b []byte) (record, error) {
 	if len(b) < recordHead || b[0] != recordVersion {
 		return record{}, errRecord
 	}
 	n := func(i int) uint32 { return binary.LittleEndian.Uint32(b[1+4*i:]) }
 	r := record{epoch: n(0), seg: n(1), off: n(2), size: n(3), used: n(4)}
-	rest := b[recordHead:]
-	if r.size == 0 || r.size > MaxSize || len(rest) != 0 && len(rest) != 4*blockCount(int64(r.size)) {
+	rest := len(b) - recordHead
+	if r.size == 0 || r.size > MaxSize || rest != 0 && rest != 4*blockCount(int64(r.size)) {
 		return record{}, errRecord
-	}
-	for ; len(rest) > 0; rest = rest[4:] {
-		r.sums = append(r.sums, binary.LittleEndian.Uint32(rest))
 	}
 	return r, nil
 }

@@ -118,6 +118,37 @@ func TestEvictionOfSmallChunksFreesTheDisk(t *testing.T) {
 	check(h.reopen(t, Options{}))
 }
 
+// Where more than half of a file is live it stays, and the blocks between its chunks are freed.
+func TestGapsBetweenSmallChunksAreFreed(t *testing.T) {
+	h := open(t, t.TempDir(), Options{})
+	type item struct {
+		k    Key
+		data []byte
+	}
+	var kept []item
+	lease := h.Lease()
+	for i := range 4000 {
+		k, data := put(t, h.Cache, uint64(i), 500)
+		if i%250 >= 100 {
+			kept = append(kept, item{k, data})
+			lease.Add(k)
+		}
+	}
+	before := h.segs.measure()
+	if _, err := h.Evict(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if after := h.segs.measure(); after > before*7/10 || len(h.segs.list()) != 1 {
+		t.Errorf("%d bytes on disk before, %d after, in %d files", before, after, len(h.segs.list()))
+	}
+	h = h.reopen(t, Options{})
+	for _, it := range kept {
+		if want(t, h.Cache, it.k, it.data) {
+			t.Fatal("a leased chunk was lost")
+		}
+	}
+}
+
 // Readers, writers, deletions and evictions with compaction at the same time: nobody ever sees a wrong byte.
 func TestEvictionUnderLoad(t *testing.T) {
 	clk := newClock()

@@ -1,6 +1,7 @@
 package chunkcache
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -125,12 +126,20 @@ func TestSpaceIsLeftForTheDatabase(t *testing.T) {
 	if want(t, h.Cache, k, data) {
 		t.Error("a chunk that was kept is gone")
 	}
+	e, err := h.find(&k)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := h.Delete(k); err != nil { // cannot be written down now, and must not kill the process
 		t.Fatal(err)
 	}
 	want(t, h.Cache, k, data)
 	if err := h.commits.flush(); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("the database was written to a full disk: %v", err)
+	}
+	p := make([]byte, size)
+	if _, err := e.seg.f.ReadAt(p, e.off); err != nil || !bytes.Equal(p, data) {
+		t.Errorf("a place was freed that the index still names: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)

@@ -90,7 +90,7 @@ func (c *Cache) count(ctx context.Context) error {
 	return err
 }
 
-// each calls fn for every chunk of the index.
+// each calls fn for every chunk of the index, with a record that has no sums.
 func (c *Cache) each(ctx context.Context, fn func(Key, record) error) error {
 	return c.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(chunkPrefix), PrefetchValues: false})
@@ -106,7 +106,7 @@ func (c *Cache) each(ctx context.Context, fn func(Key, record) error) error {
 			}
 			copy(k[:], item.Key()[len(chunkPrefix):])
 			var r record
-			err := item.Value(func(b []byte) (err error) { r, err = decodeRecord(b); return err })
+			err := item.Value(func(b []byte) (err error) { r, err = decodePlace(b); return err })
 			if errors.Is(err, errRecord) {
 				continue
 			}
