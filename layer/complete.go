@@ -57,45 +57,63 @@ func (l *Layer) Complete(ctx context.Context) error {
 
 // batches calls do with runs of chunks [from, to) that are not stored yet.
 func (l *Layer) batches(ctx context.Context, do func(from, to int, sparse bool)) error {
-	for from := 0; ; {
-		var to int
-		var sparse, found bool
-		err := l.look(func() {
-			from, to, sparse, found = l.t.batch(from, l.o.Chunks.Has)
-		})
-		if err != nil || !found {
+	var recs []chunkRec
+	for from := 0; ; from += len(recs) {
+		err := l.look(func() { recs = append(recs[:0], l.t.chunks[from:l.t.wholeSpans(from, from+maxBatch)]...) })
+		if err != nil || len(recs) == 0 {
 			return err
 		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		missing := make([]bool, len(recs)) // found out without the lock
+		for i := range recs {
+			missing[i] = !recs[i].hole() && !l.o.Chunks.Has(recs[i].digest)
 		}
-		do(from, to, sparse)
-		from = to
+		for at := from; ; {
+			var start, end int
+			var sparse bool
+			if err := l.look(func() { start, end, sparse = l.t.batch(at, from, missing) }); err != nil {
+				return err
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if start == end {
+				break
+			}
+			do(start, end, sparse)
+			at = end
+		}
 	}
 }
 
-// batch finds the next batch at or after chunk from. mu is held.
-func (t *table) batch(from int, has func([32]byte) bool) (start, end int, sparse, found bool) {
-	missing := func(n int) bool {
-		c := &t.chunks[n]
-		return t.sane(n) && !c.hole() && !has(c.digest)
+// wholeSpans is the first chunk at or after chunk to that begins in another span than the one before it: what is behind
+// chunk from and in one span is inflated once. mu is held.
+func (t *table) wholeSpans(from, to int) int {
+	to = min(to, len(t.chunks))
+	for to > from && to < len(t.chunks) && t.chunks[to].span == t.chunks[to-1].span {
+		to++
 	}
-	for start = from; start < len(t.chunks) && !missing(start); start++ {
+	return max(from, to)
+}
+
+// batch finds the next batch at or after chunk from; missing says which chunks from number base on are. mu is held.
+func (t *table) batch(from, base int, missing []bool) (start, end int, sparse bool) {
+	limit := min(base+len(missing), len(t.chunks))
+	for start = from; start < limit && !missing[start-base]; start++ {
 	}
-	if start >= len(t.chunks) {
-		return 0, 0, false, false
+	if start >= limit {
+		return 0, 0, false
 	}
 	first := &t.chunks[start]
 	end = start + 1
 	if first.sparse() {
-		for end < len(t.chunks) && t.chunks[end].sparse() && t.chunks[end].span == first.span && t.chunks[end].inner == first.inner {
+		for end < limit && t.chunks[end].sparse() && t.chunks[end].span == first.span && t.chunks[end].inner == first.inner {
 			end++
 		}
-		return start, end, true, true
+		return start, end, true
 	}
 	begin, covered, _ := t.reach(start)
-	for n := end; n < len(t.chunks) && !t.chunks[n].sparse(); n++ {
-		if !missing(n) {
+	for n := end; n < limit && !t.chunks[n].sparse(); n++ {
+		if !missing[n-base] {
 			continue
 		}
 		off, e, _ := t.reach(n)
@@ -105,7 +123,7 @@ func (t *table) batch(from int, has func([32]byte) bool) (start, end int, sparse
 		}
 		covered, end = max(covered, e), n+1
 	}
-	return start, end, false, true
+	return start, end, false
 }
 
 // bring fetches the chunks [from, to) that are not stored by now.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 )
 
@@ -380,5 +381,33 @@ func TestClose(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCompleteOneFrame completes a layer of many chunks in a single frame: it is read once.
+func TestCompleteOneFrame(t *testing.T) {
+	var items []item
+	for i := range 3 * maxBatch {
+		items = append(items, file(fmt.Sprintf("f%05d", i), fmt.Append(nil, i)))
+	}
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer enc.Close()
+	blob := enc.EncodeAll(makeTar(t, items...), nil)
+	o := Options{Dir: t.TempDir()}
+	l := open(t, descriptor(blob, typeZstd, nil), &memBlob{data: blob}, o)
+	if <-l.Done(); l.Err() != nil {
+		t.Fatal(l.Err())
+	}
+	mb, st := &memBlob{data: blob}, newStore()
+	o.Chunks = st
+	l = open(t, descriptor(blob, typeZstd, nil), mb, o)
+	if err := l.Complete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(st.m) != len(items) || mb.bytes != int64(len(blob)) {
+		t.Errorf("%d chunks of %d, %d bytes of %d", len(st.m), len(items), mb.bytes, len(blob))
 	}
 }
