@@ -9,6 +9,13 @@ import (
 	"github.com/microsandbox/msb-fs/internal/priority"
 )
 
+// wanted is a chunk that a reader asks for, and how to get it.
+type wanted struct {
+	key  Key
+	size int64
+	fill func(context.Context) ([]byte, error)
+}
+
 // flight is a chunk on its way.
 type flight struct {
 	landed chan struct{} // closed when data or err is there
@@ -26,14 +33,14 @@ type flight struct {
 
 // miss fills p from a chunk that the cache does not have: from the flight that is bringing it, or a new one. It answers
 // again when the caller should look again, since the filler was cancelled or the chunk has arrived meanwhile.
-func (c *Cache) miss(ctx context.Context, k Key, size int64, p []byte, off int64, fill func(context.Context) ([]byte, error)) (again bool, err error) {
-	s := c.shard(&k)
-	f, fills := s.board(&k, priority.From(ctx))
+func (c *Cache) miss(ctx context.Context, w wanted, p []byte, off int64) (again bool, err error) {
+	s := c.shard(&w.key)
+	f, fills := s.board(&w.key, priority.From(ctx))
 	if f == nil {
 		return true, nil
 	}
 	if fills {
-		data, err := c.fly(ctx, s, k, size, f, fill)
+		data, err := c.fly(ctx, s, f, w)
 		if err == nil {
 			copy(p, data[off:])
 		}
@@ -43,14 +50,14 @@ func (c *Cache) miss(ctx context.Context, k Key, size int64, p []byte, off int64
 	select {
 	case <-f.landed:
 	case <-ctx.Done():
-		return false, fmt.Errorf("read chunk %s: %w", short(k), ctx.Err())
+		return false, fmt.Errorf("read chunk %s: %w", short(w.key), ctx.Err())
 	}
 	c.stats.shared.Add(1)
 	if f.err != nil {
 		return f.retry, f.err
 	}
-	if int64(len(f.data)) != size {
-		return false, verify(k, size, f.data)
+	if int64(len(f.data)) != w.size {
+		return false, verify(w.key, w.size, f.data)
 	}
 	copy(p, f.data[off:])
 	return false, nil
@@ -78,8 +85,8 @@ func (s *shard) board(k *Key, class priority.Class) (f *flight, fills bool) {
 }
 
 // fly brings chunk k: it fills, verifies, tells everybody and stores.
-func (c *Cache) fly(ctx context.Context, s *shard, k Key, size int64, f *flight, fill func(context.Context) ([]byte, error)) ([]byte, error) {
-	err := fmt.Errorf("fill chunk %s: it panicked", short(k))
+func (c *Cache) fly(ctx context.Context, s *shard, f *flight, w wanted) ([]byte, error) {
+	err := fmt.Errorf("fill chunk %s: it panicked", short(w.key))
 	defer func() { // also where fill panics, which goes on to the caller
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -90,7 +97,7 @@ func (c *Cache) fly(ctx context.Context, s *shard, k Key, size int64, f *flight,
 			f.err, f.retry = err, handsOver(ctx, err)
 			close(f.landed)
 		}
-		delete(s.flights, k)
+		delete(s.flights, w.key)
 	}()
 	within, stop := context.WithCancel(ctx)
 	defer stop()
@@ -98,16 +105,16 @@ func (c *Cache) fly(ctx context.Context, s *shard, k Key, size int64, f *flight,
 	f.stops = append(f.stops, stop)
 	s.mu.Unlock()
 
-	data, e := c.fill(within, s, k, size, f, fill)
+	data, e := c.fill(within, s, f, w)
 	switch {
 	case e == nil:
 		err = nil
 		return data, nil
-	case f.hasLanded() && f.err == nil && int64(len(f.data)) == size: // somebody else was quicker, and stopped this fill
+	case f.hasLanded() && f.err == nil && int64(len(f.data)) == w.size: // somebody else was quicker, and stopped this fill
 		err = nil
 		return f.data, nil
 	}
-	err = fmt.Errorf("fill chunk %s: %w", short(k), e)
+	err = fmt.Errorf("fill chunk %s: %w", short(w.key), e)
 	return nil, err
 }
 
@@ -123,29 +130,29 @@ func (f *flight) hasLanded() bool {
 
 // fill calls fill within the buffer budget, and once more if the bytes are not the chunk's. The first of a flight's
 // fillers that has them hands them to all.
-func (c *Cache) fill(ctx context.Context, s *shard, k Key, size int64, f *flight, fill func(context.Context) ([]byte, error)) ([]byte, error) {
-	granted, err := c.buffers.acquire(ctx, priority.From(ctx), size)
+func (c *Cache) fill(ctx context.Context, s *shard, f *flight, w wanted) ([]byte, error) {
+	granted, err := c.buffers.acquire(ctx, priority.From(ctx), w.size)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { c.buffers.release(granted) }()
 	c.stats.misses.Add(1)
-	data, err := fill(ctx)
+	data, err := w.fill(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err = verify(k, size, data); err != nil && ctx.Err() == nil {
+	if err = verify(w.key, w.size, data); err != nil && ctx.Err() == nil {
 		c.stats.rejected.Add(1)
-		if data, err = fill(ctx); err == nil {
-			err = verify(k, size, data)
+		if data, err = w.fill(ctx); err == nil {
+			err = verify(w.key, w.size, data)
 		}
 	}
 	if err != nil || !s.land(f, data, &granted) {
 		return data, err
 	}
 	defer c.leave(s, f)
-	c.stats.offered.Add(size)
-	c.store(k, data)
+	c.stats.offered.Add(w.size)
+	c.store(w.key, data)
 	return data, nil
 }
 

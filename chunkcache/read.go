@@ -37,7 +37,7 @@ func (c *Cache) ReadAt(ctx context.Context, k Key, size int64, p []byte, off int
 			}
 			continue // it has been dropped
 		}
-		again, err := c.miss(ctx, k, size, p, off, fill)
+		again, err := c.miss(ctx, wanted{k, size, fill}, p, off)
 		if again {
 			continue
 		}
