@@ -37,8 +37,3 @@ func (b *budget) release(g grant) {
 	b.urgent.Release(g.urgent)
 	b.patient.Release(g.patient)
 }
-
-func (g *grant) add(more grant) {
-	g.urgent += more.urgent
-	g.patient += more.patient
-}

@@ -123,7 +123,8 @@ func Open(db *badger.DB, dir string, o Options) (*Cache, error) {
 	c.commits = newCommitter(c)
 	if err := c.begin(); err != nil {
 		c.end()
-		c.commits.stop()
+		c.owned.Wait()
+		err = errors.Join(err, c.commits.stop())
 		segs.close()
 		return nil, fmt.Errorf("open chunk cache %s: %w", dir, err)
 	}

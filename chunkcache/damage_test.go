@@ -154,9 +154,9 @@ func TestForgedRecord(t *testing.T) {
 	header{key: victim, size: 500}.encode(forged)
 	forged = append(forged, inner...)
 	forged = append(make([]byte, 64), forged...)
-	k, data := chunk(9, 3000)
+	_, data := chunk(9, 3000)
 	copy(data[8:], forged)
-	k = sum256(data)
+	k := sum256(data)
 	if err := h.Put(t.Context(), k, data); err != nil {
 		t.Fatal(err)
 	}
