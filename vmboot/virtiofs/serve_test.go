@@ -277,3 +277,31 @@ func TestStop(t *testing.T) {
 	}
 	finish(t, b, f)
 }
+
+// A guest that reboots begins its ring at 0. That this is where the old ring was stopped, because indices wrap around,
+// does not make the old ring's interrupted requests the new one's.
+func TestRebootWhereStopped(t *testing.T) {
+	fs := newTestFS()
+	b, f := connect(t, fs, Options{})
+	q := f.queues[1]
+	q.stop()
+	q.clear()
+	q.availIndex, q.usedIndex = 0xffff, 0xffff
+	store16(f.bytes(q.avail, 4), 2, 0xffff)
+	store16(f.bytes(q.used, 4), 2, 0xffff)
+	q.start(0xffff)
+	q.put(4, [][]byte{readRequest(3, 0, 4096)}, []int{4096 + outHeaderSize})
+	q.offer(4)
+	<-fs.blocked
+	if base := q.stop(); base != 0 {
+		t.Fatalf("stopped at %d", base)
+	}
+	q.clear()
+	q.start(0)
+	for range 3 {
+		if reply, err := q.roundTrip(initRequest(), 256); err != nil || status(reply) != 0 {
+			t.Fatalf("INIT after the reboot: %v, %x", err, reply)
+		}
+	}
+	finish(t, b, f)
+}
