@@ -8,6 +8,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/vmboot"
 )
 
@@ -21,18 +22,7 @@ func (c Command) process(config []byte, hostname string) (vmboot.Process, error)
 		return vmboot.Process{}, fmt.Errorf("read image config: %w", err)
 	}
 	p := vmboot.Process{Dir: image.Config.WorkingDir, User: image.Config.User, TTY: c.TTY, MakeDir: true}
-	p.Args = append(p.Args, image.Config.Entrypoint...)
-	cmd := image.Config.Cmd
-	if c.Entrypoint != nil {
-		p.Args, cmd = nil, nil
-		if *c.Entrypoint != "" {
-			p.Args = []string{*c.Entrypoint}
-		}
-	}
-	if len(c.Args) > 0 {
-		cmd = c.Args
-	}
-	if p.Args = append(p.Args, cmd...); len(p.Args) == 0 {
+	if p.Args = api.Argv(image.Config, c.Entrypoint, c.Args); len(p.Args) == 0 {
 		return p, errors.New("the image names no command to run: give one after the image")
 	}
 	base := []string{defaultPath, "HOSTNAME=" + hostname}

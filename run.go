@@ -78,7 +78,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 		return u, err
 	}}
 	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Pinned: s.Digest,
-		Verify: o.Verify}
+		Verify: o.Verify, Entrypoint: s.Command.Entrypoint, Args: s.Command.Args, Env: s.Command.Env}
 	booting, booted := interruptible(ctx, o.Signals)
 	m, serving, err := boot(booting, client, s, req, rec)
 	booted()

@@ -62,6 +62,11 @@ type SandboxRequest struct {
 	Upper  string `json:"upper"`            // absolute; the writable layer
 	Pinned string `json:"pinned,omitempty"` // a manifest digest to use instead of resolving Image
 	Verify string `json:"verify,omitempty"`
+
+	// What will run is how the daemon knows a start that it has seen before: Entrypoint and Args as for Argv.
+	Entrypoint *string  `json:"entrypoint,omitempty"`
+	Args       []string `json:"args,omitempty"`
+	Env        []string `json:"env,omitempty"` // K=V, beside the image's
 }
 
 // UpperRequest names an upper directory that is not in use.

@@ -43,6 +43,7 @@ type openImage struct {
 	layers []*openLayer // bottom first, as Image.Layers
 
 	refs int // guarded by images.mu
+	uses int // guarded by images.mu: how often it has been acquired
 }
 
 // openLayer is a layer that open images stand on.
@@ -114,7 +115,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 		return nil, 0, err
 	}
 	im.seekIndexes(ctx, img, a)
-	fresh := &openImage{Image: img, refs: 1}
+	fresh := &openImage{Image: img, refs: 1, uses: 1}
 	before := im.layersFetched()
 	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
 		return nil, 0, err
@@ -142,6 +143,7 @@ func (im *images) join(digest string, fresh *openImage) *openImage {
 	defer im.mu.Unlock()
 	if o := im.open[digest]; o != nil && o.tree.Err() == nil {
 		o.refs++
+		o.uses++
 		return o
 	}
 	if fresh != nil {
@@ -262,6 +264,13 @@ func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
 		im.layers[digest] = fresh
 	}
 	return fresh
+}
+
+// exclusive tells whether nobody but who opened o first has ever used it: what has been read of it is then that one's doing.
+func (im *images) exclusive(o *openImage) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return o.uses == 1
 }
 
 // beginCompleting returns those of layers that no task completes yet, for one that will, which has a reference to o until

@@ -16,6 +16,7 @@ import (
 const (
 	refPrefix      = "r/" // normalised reference NUL platform -> refRecord
 	manifestPrefix = "m/" // manifest digest -> remote.Image
+	profilePrefix  = "f/" // manifest digest "/" hash of the command -> start-up profile
 )
 
 // refRecord says what a reference was resolved to and when.
@@ -152,10 +153,26 @@ func (p pins) remove(ref, platform string) error {
 		if shared > 1 {
 			return nil
 		}
+		if err := deletePrefix(tx, profilePrefix+rec.Digest+"/"); err != nil {
+			return err
+		}
 		return tx.Delete([]byte(manifestPrefix + rec.Digest))
 	})
+
 	if err != nil {
 		return fmt.Errorf("forget %s: %w", ref, err)
+	}
+	return nil
+}
+
+// deletePrefix deletes all keys that begin with prefix.
+func deletePrefix(tx *badger.Txn, prefix string) error {
+	it := tx.NewIterator(badger.IteratorOptions{Prefix: []byte(prefix)})
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		if err := tx.Delete(it.Item().KeyCopy(nil)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -59,10 +59,10 @@ func (l *laterImage) wait(ctx context.Context) (*openImage, error) {
 	}
 }
 
-// completePatience is how long after its image has been opened a sandbox whose launcher says nothing of it counts as
+// startPatience is how long after its image has been opened a sandbox whose launcher says nothing of it counts as
 // started. Until a sandbox has started its link carries what it asks for and nothing else: on a slow one the rest of the image
 // would come at the cost of the start, on any one it may never be needed.
-const completePatience = time.Minute
+const startPatience = time.Minute
 
 // openLater opens the image of req and then watches its layers: fail is told when it cannot be opened or turns out to be
 // corrupt. ctx ends both.
@@ -78,21 +78,56 @@ func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s 
 			return
 		}
 		d.completer.streams(l.image)
-		patience := time.AfterFunc(completePatience, func() { d.completer.image(l.image) })
+		prefetched := d.prefetch(ctx, s, l.image, req)
+		patience := time.AfterFunc(startPatience, func() { d.sandboxStarted(s) })
 		defer patience.Stop() // if it fires all the same, the image may be closed: completing it is then nothing
 		if err := l.image.corrupt(ctx); err != nil {
 			fail(err)
 		}
 		<-ctx.Done()
+		<-prefetched
 	}()
 	l.close = func() {
 		<-ended
 		if l.image != nil {
-			d.completer.image(l.image)
+			d.sandboxStarted(s)
 			d.release(l.image)
 		}
 	}
 	return l
+}
+
+// prefetch brings what s's command will need while its VM boots. The channel is closed when that has ended.
+func (d *daemon) prefetch(ctx context.Context, s *sandbox, o *openImage, req api.SandboxRequest) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		st, err := newStart(o, req, profiles{d.images.pins.db})
+		if err == nil {
+			s.begins(st)
+			err = st.prefetch(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			d.Log.Warn("prefetch", "sandbox", s.id, "err", err)
+		}
+	}()
+	return done
+}
+
+// sandboxStarted is called, any number of times, when s's command is up: what has been read until then is remembered, and the rest of
+// the image may come.
+func (d *daemon) sandboxStarted(s *sandbox) {
+	s.started.Do(func() {
+		st, o := s.starting()
+		if st != nil && d.images.exclusive(o) {
+			if err := st.learn(); err != nil {
+				d.Log.Warn("learn start-up profile", "sandbox", s.id, "err", err)
+			}
+		}
+		if o != nil {
+			d.completer.image(o)
+		}
+	})
 }
 
 func (d *daemon) openSandbox(ctx context.Context, s *sandbox, req api.SandboxRequest, out *events) (*openImage, error) {
@@ -144,9 +179,7 @@ func (d *daemon) postSandboxComplete(w http.ResponseWriter, r *http.Request) err
 	if s == nil {
 		return &api.Error{Code: api.CodeNotFound, Message: "no sandbox " + r.PathValue("id")}
 	}
-	if o := s.inUse(); o != nil {
-		d.completer.image(o)
-	}
+	d.sandboxStarted(s)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/microsandbox/msb-fs/cow"
 	"github.com/microsandbox/msb-fs/fs"
 	"github.com/microsandbox/msb-fs/internal/api"
-	"github.com/microsandbox/msb-fs/vmboot"
 	"github.com/microsandbox/msb-fs/vmboot/virtiofs"
 )
 
@@ -36,6 +35,9 @@ type sandbox struct {
 	mu    sync.Mutex
 	image *openImage // nil until it is resolved
 	base  int64      // bytes that had been fetched for the image before it was asked for
+	start *start     // nil until it is known
+
+	started sync.Once // the command is up, or as good as
 }
 
 var sandboxID = regexp.MustCompile(`^[a-z0-9]{1,16}$`)
@@ -88,11 +90,18 @@ func (ss *sandboxes) get(id string) *sandbox {
 	return ss.byID[id]
 }
 
-// inUse returns s's image; nil until it is open.
-func (s *sandbox) inUse() *openImage {
+// begins records what s is starting.
+func (s *sandbox) begins(st *start) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.image
+	s.start = st
+}
+
+// starting returns what s is starting, and of which image; nil until that is known.
+func (s *sandbox) starting() (*start, *openImage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.start, s.image
 }
 
 // usage is what s has used so far, and of which image; zero until that is open.
@@ -132,11 +141,7 @@ func (s *sandbox) serve(ctx context.Context, listening, kernelUp func(), fault f
 		if err != nil {
 			return nil, err
 		}
-		files, err := vmboot.GuestFiles()
-		if err != nil {
-			return nil, err
-		}
-		return vmboot.WithFiles(upper, files)
+		return upper, nil
 	}, virtiofs.Options{FUSE: fs.ServerOptions(fs.MountOptions{Name: s.id, Adjust: cow.ServerOptions, Panic: fault}), OnInit: kernelUp, OnFault: func(err error) { fault(err) }})
 }
 
