@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -241,6 +242,55 @@ func TestGuest(t *testing.T) {
 		}
 	})
 
+	t.Run("in parallel", func(t *testing.T) {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				data := bytes.Repeat([]byte{byte('a' + i)}, 1<<20)
+				var out bytes.Buffer
+				r := do(t, agent, Process{Args: []string{"sh", "-c", "cat; echo done >&2; exit " + strconv.Itoa(i)}, Stdin: bytes.NewReader(data), Stdout: &out})
+				if r.Code != i || r.err != "done\n" || !bytes.Equal(out.Bytes(), data) {
+					t.Errorf("%d: ended with %d, %q, %d bytes, %v", i, r.Code, r.err, out.Len(), r.failure)
+				}
+			})
+		}
+		wg.Wait()
+	})
+
+	t.Run("copies", func(t *testing.T) {
+		dir := t.TempDir()
+		src := filepath.Join(dir, "src")
+		if err := os.MkdirAll(filepath.Join(src, "sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("0123456789"), 100_000)
+		if err := os.WriteFile(filepath.Join(src, "sub", "f"), data, 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if err := agent.CopyIn(t.Context(), src, "/tmp"); err != nil {
+			t.Fatal(err)
+		}
+		if r := sh(t, agent, "stat -c '%a %u %s' /tmp/src/sub/f"); r.out != "640 0 1000000\n" {
+			t.Errorf("%q %q", r.out, r.err)
+		}
+		if err := agent.CopyOut(t.Context(), "/tmp/src/sub/f", filepath.Join(dir, "back")); err != nil {
+			t.Fatal(err)
+		}
+		if back, err := os.ReadFile(filepath.Join(dir, "back")); err != nil || !bytes.Equal(back, data) {
+			t.Errorf("%d bytes came back: %v", len(back), err)
+		}
+		for name, err := range map[string]error{
+			"/tmp/nosuch":    agent.CopyOut(t.Context(), "/tmp/nosuch", dir),
+			dir + "/nosuch":  agent.CopyIn(t.Context(), dir+"/nosuch", "/tmp"),
+			"/nowhere/":      agent.CopyIn(t.Context(), src, "/nowhere/"),
+			dir + "/nowhere": agent.CopyOut(t.Context(), "/tmp/src", dir+"/nowhere/x"),
+		} {
+			if err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+
 	t.Run("output of a program that has ended", func(t *testing.T) {
 		// The descendant keeps the pipe; what the program wrote must come, and its end at once.
 		r := sh(t, agent, "sleep 1000 & echo last words")
@@ -312,6 +362,34 @@ func TestGuest(t *testing.T) {
 			t.Error("its process is still there")
 		}
 	})
+}
+
+// A guest sees the host's further directories where they belong, and what it writes there is there.
+func TestMounts(t *testing.T) {
+	c := testConfig(t)
+	shared, fixed := t.TempDir(), t.TempDir()
+	for _, dir := range []string{shared, fixed} {
+		if err := os.WriteFile(filepath.Join(dir, "from-host"), []byte(filepath.Base(dir)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Mounts = []Mount{{Socket: serveDir(t, shared), Target: "/mnt/shared"}, {Socket: serveDir(t, fixed), Target: "/fixed", ReadOnly: true}}
+	vm, agent := boot(t, c, Setup{})
+	r := sh(t, agent, "cat /mnt/shared/from-host /fixed/from-host && echo yes > /mnt/shared/from-guest; echo no > /fixed/from-guest")
+	if r.out != filepath.Base(shared)+filepath.Base(fixed) || !strings.Contains(r.err, "Read-only") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := vm.Close(ctx, 0); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(shared, "from-guest")); err != nil || string(text) != "yes\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := os.Stat(filepath.Join(fixed, "from-guest")); err == nil {
+		t.Error("the guest wrote to a read-only directory")
+	}
 }
 
 // limited fails after n bytes, as a closed pipe would.

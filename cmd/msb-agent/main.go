@@ -4,21 +4,38 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/microsandbox/msb-fs/vmboot/tarcopy"
 )
 
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "msb-agent is the first process of a sandbox and does nothing elsewhere")
-		os.Exit(2)
+		if err := copyFiles(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "msb-agent:", err)
 	}
 	powerOff()
+}
+
+// copyFiles is what the host has this program do as a process of its own: one end of a copy into or out of the guest.
+func copyFiles(args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "pack":
+		return tarcopy.Pack(os.Stdout, args[1])
+	case len(args) == 2 && args[0] == "unpack":
+		return tarcopy.Unpack(os.Stdin, args[1])
+	}
+	return errors.New("msb-agent is the first process of a sandbox and does nothing elsewhere")
 }
 
 // run returns when the machine is to be switched off.
