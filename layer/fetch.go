@@ -16,20 +16,28 @@ import (
 // keepRun is how much a flight keeps for those who join it, bytes of chunks.
 const keepRun = 16 << 20
 
+// frameAhead is how far a flight reads on behind its chunk where nothing but reading from the start leads there, as in a
+// single zstd frame, bytes of chunks: who reads on from there should not have to begin at the start once more for each.
+const frameAhead = 256 << 20
+
 // flight is a run that is being fetched. Who wants a chunk of it waits for it instead of inflating the same span again.
 type flight struct {
 	run   *run
 	class priority.Class
 	stop  context.CancelCauseFunc
-	done  chan struct{}
+	keeps bool // all chunks are kept for those who join
 
 	waiters int            // guarded by Layer.mu
-	got     map[int][]byte // by chunk number; read-only once done is closed
-	err     error          // as got
+	got     map[int][]byte // guarded by Layer.mu; what has come, by chunk number
+	came    signal         // guarded by Layer.mu; when there is more of it, or the flight has ended
+	useful  bool           // guarded by Layer.mu; somebody got something: the rest is fetched in any case
+	ended   bool           // guarded by Layer.mu
+	err     error          // guarded by Layer.mu
 }
 
 // Fetch reads c, a chunk that Chunk returned, from the blob. The bytes are checked against c's digest. Whole chunks that
-// pass by on the way are put into the store, so that their neighbours need no fetch of their own.
+// pass by on the way are put into the store, so that their neighbours need no fetch of their own. The bytes may be shared
+// with others who fetch the same chunk: they are not to be changed.
 func (l *Layer) Fetch(ctx context.Context, c Chunk) ([]byte, error) {
 	var rec chunkRec
 	err := l.look(func() {
@@ -108,20 +116,36 @@ func (l *Layer) fetch(ctx context.Context, num int, rec *chunkRec) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		l.leave(f)
-		return nil, context.Cause(ctx)
+	data, err := l.await(ctx, f, num)
+	if err == nil && data == nil {
+		err = corrupt("chunk %s has other bytes", rec.digest)
 	}
-	l.leave(f)
-	if data, ok := f.got[num]; ok {
-		return data, nil
+	return data, err
+}
+
+// await waits until f has brought chunk num.
+func (l *Layer) await(ctx context.Context, f *flight, num int) ([]byte, error) {
+	for {
+		l.mu.Lock()
+		data, ok := f.got[num]
+		if ok || f.ended {
+			f.waiters--
+			f.useful = f.useful || ok
+			defer l.mu.Unlock()
+			if ok {
+				return data, nil
+			}
+			return nil, f.err
+		}
+		came := f.came.wait()
+		l.mu.Unlock()
+		select {
+		case <-came:
+		case <-ctx.Done():
+			l.leave(f)
+			return nil, context.Cause(ctx)
+		}
 	}
-	if f.err != nil {
-		return nil, f.err
-	}
-	return nil, corrupt("chunk %s has other bytes", rec.digest)
 }
 
 // join finds a flight that brings chunk num, no less urgent than ctx, or starts one.
@@ -133,7 +157,7 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 	}
 	class := priority.From(ctx)
 	for _, f := range l.flights {
-		if f.class <= class && slices.Contains(f.run.nums, num) && f.keeps() {
+		if f.class <= class && f.keeps && slices.Contains(f.run.nums, num) {
 			f.waiters++
 			return f, nil
 		}
@@ -143,7 +167,7 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 		return nil, err
 	}
 	fctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight{run: r, class: class, stop: stop, done: make(chan struct{}), waiters: 1, got: make(map[int][]byte)}
+	f := &flight{run: r, class: class, stop: stop, keeps: r.len() <= keepRun, waiters: 1, got: make(map[int][]byte)}
 	l.flights = append(l.flights, f)
 	l.owned.Go(func() { l.fly(fctx, f, num) })
 	return f, nil
@@ -169,48 +193,52 @@ func (t *table) around(n int) int {
 	return last
 }
 
-// keeps says whether all chunks of f are kept for those who join.
-func (f *flight) keeps() bool {
+// len is how many bytes the chunks of r have.
+func (r *run) len() int64 {
 	var n int64
-	for i := range f.run.chunks {
-		n += f.run.chunks[i].len()
+	for i := range r.chunks {
+		n += r.chunks[i].len()
 	}
-	return n <= keepRun
+	return n
 }
 
-// leave ends a wait for f. A flight that nobody waits for is called off.
+// leave gives up waiting for f. A flight that nobody waits for any more is called off.
 func (l *Layer) leave(f *flight) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if f.waiters--; f.waiters == 0 {
+	if f.waiters--; f.waiters == 0 && !f.useful {
 		f.stop(context.Canceled)
 	}
 }
 
 // fly fetches a flight's run. num is the chunk it was started for.
 func (l *Layer) fly(ctx context.Context, f *flight, num int) {
-	all := f.keeps()
 	st := l.o.Chunks
-	off, size := f.run.off, f.run.end-f.run.off
+	off, size, ahead := f.run.off, f.run.end-f.run.off, int64(frameAhead)
 	err := l.each(ctx, f.run,
-		func(n int, c *chunkRec) bool { return n == num || all || st != nil && n < num && !st.Has(c.digest) },
+		func(n int, c *chunkRec) bool { return n == num || f.keeps || st != nil && !st.Has(c.digest) },
 		func(n int, c *chunkRec, data []byte) error {
 			if err := c.check(data); err != nil {
 				return err
-			}
-			if n == num || all {
-				f.got[n] = bytes.Clone(data)
 			}
 			d := c.digest
 			if d == (Digest{}) {
 				d = sha256.Sum256(data)
 				l.note(n, d)
 			}
+			if n == num || f.keeps {
+				l.hand(f, n, bytes.Clone(data))
+			}
 			if (n != num || c.digest != d) && st != nil && !st.Has(d) {
 				_ = st.Put(ctx, d, data) // it can be fetched again
+				if !f.keeps && !st.Has(d) && n > num {
+					return io.EOF // the disk is full: reading ahead is in vain
+				}
 			}
-			if n == num && !all {
-				return io.EOF
+			if !f.keeps && n >= num {
+				if ahead -= c.len(); ahead <= 0 || st == nil {
+					return io.EOF
+				}
 			}
 			return nil
 		})
@@ -218,11 +246,19 @@ func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 		l.distrust(off, size)
 	}
 	l.mu.Lock()
-	f.err = err
+	f.ended, f.err = true, err
+	f.came.wake()
 	l.flights = slices.DeleteFunc(l.flights, func(o *flight) bool { return o == f })
 	l.mu.Unlock()
-	close(f.done)
 	f.stop(nil)
+}
+
+// hand gives chunk n to those who wait for it.
+func (l *Layer) hand(f *flight, n int, data []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.got[n] = data
+	f.came.wake()
 }
 
 // distrust tells the blob, if it wants to know, that [off,+n) came wrong, so that it looks elsewhere the next time.

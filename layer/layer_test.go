@@ -384,6 +384,49 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestReadOneFrame reads a single frame's chunks one after the other, none of them stored before: it is not read from its
+// start for each of them.
+func TestReadOneFrame(t *testing.T) {
+	var items []item
+	for i := range 12 {
+		items = append(items, file(fmt.Sprintf("f%02d", i), noise(uint64(i), 3<<20)))
+	}
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer enc.Close()
+	blob := enc.EncodeAll(makeTar(t, items...), nil)
+	o := Options{Dir: t.TempDir()}
+	l := open(t, descriptor(blob, typeZstd, nil), &memBlob{data: blob}, o)
+	<-l.Done()
+	for _, full := range []bool{false, true} {
+		mb, st := &memBlob{data: blob}, newStore()
+		if full {
+			st.fail = errors.New("disk full")
+		}
+		o.Chunks = st
+		l = open(t, descriptor(blob, typeZstd, nil), mb, o)
+		for i := range items {
+			if !bytes.Equal(readEntry(t, l, st, i, 0, 3<<20), items[i].data) {
+				t.Error("other bytes")
+			}
+			for { // until the flight has read ahead
+				l.mu.RLock()
+				n := len(l.flights)
+				l.mu.RUnlock()
+				if n == 0 {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		if limit := int64(len(blob)) * 11 / 10; !full && mb.bytes > limit {
+			t.Errorf("%d bytes of %d read", mb.bytes, len(blob))
+		}
+	}
+}
+
 // TestCompleteOneFrame completes a layer of many chunks in a single frame: it is read once.
 func TestCompleteOneFrame(t *testing.T) {
 	var items []item
