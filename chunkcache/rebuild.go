@@ -90,10 +90,21 @@ func (c *Cache) count(ctx context.Context) error {
 	return err
 }
 
-// each calls fn for every chunk of the index, with a record that has no sums.
+// each calls fn for every chunk of the index, with a record that has no sums. It reads the index in parts, since badger
+// keeps the tables that a transaction may still read in memory beside those that have replaced them.
 func (c *Cache) each(ctx context.Context, fn func(Key, record) error) error {
+	for part := range 256 {
+		if err := c.eachOf(ctx, append([]byte(chunkPrefix), byte(part)), fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachOf is each for the keys that begin with prefix.
+func (c *Cache) eachOf(ctx context.Context, prefix []byte, fn func(Key, record) error) error {
 	return c.view(func(txn *badger.Txn) error {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(chunkPrefix), PrefetchValues: false})
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: false})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
 			if ctx.Err() != nil {
