@@ -147,10 +147,21 @@ func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (vmboot.Status, 
 
 // Exec runs p in sb, which is running, and returns how it ended.
 func (sb *Sandbox) Exec(ctx context.Context, p vmboot.Process) (vmboot.Status, error) {
-	agent := vmboot.NewAgent(func(ctx context.Context) (net.Conn, error) {
+	return sb.agent().Exec(ctx, p)
+}
+
+// CopyIn copies what is at path here, a file or a directory with all below it, to to in sb, which is running: into it where that
+// is a directory, as docker cp does.
+func (sb *Sandbox) CopyIn(ctx context.Context, path, to string) error { return sb.agent().CopyIn(ctx, path, to) }
+
+// CopyOut copies what is at path in sb, which is running, to to here. Nothing is written outside of it, whatever sb says.
+func (sb *Sandbox) CopyOut(ctx context.Context, path, to string) error { return sb.agent().CopyOut(ctx, path, to) }
+
+// agent is the agent of sb's guest, by way of whoever supervises sb.
+func (sb *Sandbox) agent() *vmboot.Agent {
+	return vmboot.NewAgent(func(ctx context.Context) (net.Conn, error) {
 		return sb.host.dialControl(ctx, &sb.Spec, controlRequest{Op: opStream})
 	})
-	return agent.Exec(ctx, p)
 }
 
 // Process is the process that c makes over sb's image: its environment, user and directory, but none of its command.

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/microsandbox/msb-fs/internal/cli"
+)
+
+func (a *app) cpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "cp SRC DST",
+		Short:   "Copy files into a sandbox that runs, or out of it; one of SRC and DST is NAME:PATH",
+		Example: "  msb-launch cp ./input worker:/srv/\n  msb-launch cp worker:/var/log/app.log .",
+		Args:    cli.Args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, src := splitPath(args[0])
+			to, dst := splitPath(args[1])
+			if (from == "") == (to == "") {
+				return cli.Usagef("one of SRC and DST must be in a sandbox, as NAME:PATH, and the other here")
+			}
+			host, err := a.host()
+			if err != nil {
+				return err
+			}
+			ctx, stop := interruptible(cmd)
+			defer stop()
+			sb, err := host.Get(from + to)
+			if err != nil {
+				return err
+			}
+			if from != "" {
+				return sb.CopyOut(ctx, src, dst)
+			}
+			return sb.CopyIn(ctx, src, dst)
+		},
+	}
+}
+
+// splitPath splits NAME:PATH; a path with a slash before the colon is one here.
+func splitPath(arg string) (name, path string) {
+	name, path, found := strings.Cut(arg, ":")
+	if !found || strings.ContainsRune(name, '/') {
+		return "", arg
+	}
+	return name, path
+}
