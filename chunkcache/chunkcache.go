@@ -10,8 +10,8 @@
 // first use, and after an unclean stop a whole chunk against its sha256. Wrong bytes are never returned: the chunk is
 // dropped, counted and fetched again.
 //
-// Lock order: Cache.evicting before shard.mu before segments.mu before committer.mu; no lock is held during file I/O of
-// chunk data, a database access or a fill, but evicting.
+// Lock order: Cache.evicting, leases.mu, Lease.mu, entry.checking, shard.mu, then segments.mu, committer.mu or gate.mu. Only
+// evicting and checking are held during file I/O of chunk data or an access to the database, none during a fill.
 package chunkcache
 
 import (

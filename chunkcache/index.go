@@ -27,7 +27,8 @@ type shard struct {
 
 func (c *Cache) shard(k *Key) *shard { return &c.shards[k[0]] }
 
-// Keys of the database: chunks are "c/k" and the chunk's key, the cache's own state is "c/m".
+// Keys of the database: chunks are "c/k" and the chunk's key, the cache's own state is "c/m"; sealed segments are in
+// seal.go.
 const chunkPrefix, metaKey = "c/k", "c/m"
 
 func chunkKey(k Key) []byte { return append([]byte(chunkPrefix), k[:]...) }
