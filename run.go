@@ -77,7 +77,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 		err = client.Call(ctx, "GET", "/v1/sandboxes/"+s.ID+"/usage", nil, &u)
 		return u, err
 	}}
-	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Pinned: s.Digest,
+	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Limit: int64(s.UpperMiB) << 20, Pinned: s.Digest,
 		Verify: o.Verify, Entrypoint: s.Command.Entrypoint, Args: s.Command.Args, Env: s.Command.Env}
 	booting, booted := interruptible(ctx, o.Signals)
 	m, serving, err := boot(booting, client, s, req, rec)

@@ -152,10 +152,14 @@ func (sb *Sandbox) Exec(ctx context.Context, p vmboot.Process) (vmboot.Status, e
 
 // CopyIn copies what is at path here, a file or a directory with all below it, to to in sb, which is running: into it where that
 // is a directory, as docker cp does.
-func (sb *Sandbox) CopyIn(ctx context.Context, path, to string) error { return sb.agent().CopyIn(ctx, path, to) }
+func (sb *Sandbox) CopyIn(ctx context.Context, path, to string) error {
+	return sb.agent().CopyIn(ctx, path, to)
+}
 
 // CopyOut copies what is at path in sb, which is running, to to here. Nothing is written outside of it, whatever sb says.
-func (sb *Sandbox) CopyOut(ctx context.Context, path, to string) error { return sb.agent().CopyOut(ctx, path, to) }
+func (sb *Sandbox) CopyOut(ctx context.Context, path, to string) error {
+	return sb.agent().CopyOut(ctx, path, to)
+}
 
 // agent is the agent of sb's guest, by way of whoever supervises sb.
 func (sb *Sandbox) agent() *vmboot.Agent {

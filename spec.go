@@ -30,6 +30,7 @@ type Spec struct {
 	Net       string        `json:"net,omitempty"`     // none, public or all; "" is public
 	Ports     []string      `json:"ports,omitempty"`   // [BIND:]HOST:GUEST[/udp], published on the host
 	Tmpfs     []Tmpfs       `json:"tmpfs,omitempty"`
+	UpperMiB  int           `json:"upper_mib,omitempty"` // what it may write in all; 0: as much as the disk has room for
 
 	Command Command `json:"command"`
 }

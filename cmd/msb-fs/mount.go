@@ -17,6 +17,7 @@ func (a *app) mountCmd() *cobra.Command {
 	var registry cli.Registry
 	var req api.MountRequest
 	var readOnly, timing bool
+	var upperSize string
 	cmd := &cobra.Command{
 		Use:   "mount [OPTIONS] IMAGE DIR",
 		Short: "Mount an image on a directory; returns when the mount is usable",
@@ -28,12 +29,20 @@ func (a *app) mountCmd() *cobra.Command {
 			if readOnly && req.Upper != "" {
 				return cli.Usagef("--ro and --upper exclude each other")
 			}
+			if upperSize != "" {
+				mib, err := cli.ParseMiB("--upper-size", upperSize, 1)
+				if err != nil {
+					return err
+				}
+				req.Limit = int64(mib) << 20
+			}
 			return a.mount(cmd, &registry, req, timing, args[0], args[1])
 		},
 	}
 	registry.Register(cmd, "pull")
 	cmd.Flags().BoolVar(&readOnly, "ro", false, "mount read-only (the default without --upper)")
 	cmd.Flags().StringVar(&req.Upper, "upper", "", "make the mount writable and keep changes in this directory")
+	cmd.Flags().StringVar(&upperSize, "upper-size", "", "what may be written in all, as 512M or 2G (default as much as the disk has room for)")
 	cmd.Flags().StringVar(&req.Verify, "verify", "lazy", "lazy: check bytes as they come; strict: check whole layers before mounting")
 	cmd.Flags().BoolVar(&timing, "timing", false, "print on standard error when each step was reached")
 	return cmd

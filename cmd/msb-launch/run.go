@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -27,6 +25,7 @@ type specFlags struct {
 	envFiles   []string
 	entrypoint string
 	tmpfs      []string
+	upperSize  string
 	inter      bool
 }
 
@@ -80,6 +79,7 @@ func (f *specFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.spec.Net, "net", "public", "none, public (the Internet, but neither this host nor private networks) or all")
 	fl.StringArrayVarP(&f.spec.Ports, "publish", "p", nil, "[BIND:]HOST:GUEST[/udp]: a port of this host that leads to one of the sandbox")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "PATH[:SIZE]: keep this directory in memory")
+	fl.StringVar(&f.upperSize, "upper-size", "", "what the sandbox may write in all, as 512M or 2G (default as much as the disk has room for)")
 	fl.StringVar(&f.spec.Accel, "accel", "auto", "auto, kvm or tcg")
 	fl.StringVar(&f.spec.Kernel, "kernel", "", "guest kernel (default the one that setup got)")
 }
@@ -172,8 +172,13 @@ func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registr
 	default:
 		return registry, pull, cli.Usagef("unknown accelerator %q: use auto, kvm or tcg", s.Accel)
 	}
-	if s.MemoryMiB, err = parseMiB("--memory", f.memory, minMemoryMiB); err != nil {
+	if s.MemoryMiB, err = cli.ParseMiB("--memory", f.memory, minMemoryMiB); err != nil {
 		return registry, pull, err
+	}
+	if f.upperSize != "" {
+		if s.UpperMiB, err = cli.ParseMiB("--upper-size", f.upperSize, 1); err != nil {
+			return registry, pull, err
+		}
 	}
 	if s.Tmpfs, err = parseTmpfs(f.tmpfs); err != nil {
 		return registry, pull, err
@@ -266,7 +271,7 @@ func parseTmpfs(flags []string) (out []msb.Tmpfs, err error) {
 			return nil, cli.Usagef("--tmpfs %q: the path is not absolute", f)
 		}
 		if sized {
-			if t.SizeMiB, err = parseMiB("--tmpfs", size, 1); err != nil {
+			if t.SizeMiB, err = cli.ParseMiB("--tmpfs", size, 1); err != nil {
 				return nil, err
 			}
 		}
@@ -275,26 +280,5 @@ func parseTmpfs(flags []string) (out []msb.Tmpfs, err error) {
 	return out, nil
 }
 
-// minMemoryMiB is the least memory that a sandbox boots with; maxMiB is more than anybody means.
-const (
-	minMemoryMiB = 64
-	maxMiB       = 1 << 20
-)
-
-// parseMiB reads "512M", "2G" or a number of MiB that is at least least.
-func parseMiB(flag, s string, least int) (int, error) {
-	digits := strings.TrimRight(s, "bBiIkKmMgG")
-	n, err := strconv.Atoi(digits)
-	switch unit := strings.ToLower(s[len(digits):]); {
-	case err != nil:
-	case slices.Contains([]string{"", "m", "mb", "mib"}, unit):
-	case slices.Contains([]string{"g", "gb", "gib"}, unit):
-		n *= 1024
-	default:
-		err = errors.New("unknown unit")
-	}
-	if err != nil || n < least || n > maxMiB {
-		return 0, cli.Usagef("%s %q: use a size of at least %dM, such as 512M or 2G", flag, s, least)
-	}
-	return n, nil
-}
+// minMemoryMiB is the least memory that a sandbox boots with.
+const minMemoryMiB = 64

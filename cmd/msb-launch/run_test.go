@@ -7,19 +7,6 @@ import (
 	"testing"
 )
 
-func TestParseMiB(t *testing.T) {
-	for in, want := range map[string]int{"512M": 512, "2G": 2048, "2GiB": 2048, "300": 300, "64mb": 64} {
-		if got, err := parseMiB("--memory", in, minMemoryMiB); err != nil || got != want {
-			t.Errorf("parseMiB(%q) = %d, %v, want %d", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"", "M", "1", "512K", "12x", "-5G", "99999999G"} {
-		if got, err := parseMiB("--memory", in, minMemoryMiB); err == nil {
-			t.Errorf("parseMiB(%q) = %d, want an error", in, got)
-		}
-	}
-}
-
 func TestEnvironment(t *testing.T) {
 	t.Setenv("FROM_HERE", "h")
 	file := filepath.Join(t.TempDir(), "env")

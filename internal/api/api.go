@@ -45,6 +45,7 @@ type MountRequest struct {
 	Dir    string `json:"dir"`             // absolute
 	Upper  string `json:"upper,omitempty"` // absolute; "" mounts read-only
 	Verify string `json:"verify,omitempty"`
+	Limit  int64  `json:"limit,omitempty"` // bytes that Upper may take; 0: no limit
 }
 
 // FileRequest asks for something inside an image.
@@ -60,6 +61,7 @@ type SandboxRequest struct {
 	ImageRequest
 	ID     string `json:"id"`
 	Upper  string `json:"upper"`            // absolute; the writable layer
+	Limit  int64  `json:"limit,omitempty"`  // bytes that Upper may take; 0: no limit
 	Pinned string `json:"pinned,omitempty"` // a manifest digest to use instead of resolving Image
 	Verify string `json:"verify,omitempty"`
 

@@ -39,13 +39,14 @@ type mount struct {
 	fuse  *fs.Mounted
 	upper *cow.FS // nil when read-only
 	base  int64   // bytes that had been fetched for the image before it was asked for
+	limit int64   // bytes that the upper may take; 0: no limit
 	ready bool    // guarded by mounts.mu: fuse and upper are set
 }
 
 // add mounts o on req.Dir and takes over the caller's reference to o, whatever it returns.
 func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.MountRequest) (*mount, error) {
 	m := &mount{Mount: api.Mount{Dir: req.Dir, Reference: o.Reference, Digest: o.Digest, Upper: req.Upper, Since: time.Now().UTC()},
-		image: o, base: base}
+		image: o, base: base, limit: req.Limit}
 	if err := ms.reserve(m); err != nil {
 		return nil, errors.Join(err, ms.images.release(o))
 	}
@@ -91,7 +92,7 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 		if err := os.MkdirAll(m.Upper, 0o755); err != nil {
 			return fmt.Errorf("make upper directory: %w", err)
 		}
-		if m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest}); err != nil {
+		if m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest, Bytes: m.limit}); err != nil {
 			return err
 		}
 		raw = m.upper

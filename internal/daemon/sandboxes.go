@@ -30,6 +30,7 @@ type sandboxes struct {
 // sandbox is one image with its upper, served on one vhost-user-fs socket.
 type sandbox struct {
 	id, upper string
+	limit     int64 // bytes that the upper may take; 0: no limit
 	socket    string
 
 	mu    sync.Mutex
@@ -51,7 +52,7 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("upper directory %q is not an absolute path", req.Upper)}
 	}
 	dir := filepath.Join(ss.run, "sb-"+req.ID)
-	s := &sandbox{id: req.ID, upper: req.Upper, socket: filepath.Join(dir, "fs.sock")}
+	s := &sandbox{id: req.ID, upper: req.Upper, limit: req.Limit, socket: filepath.Join(dir, "fs.sock")}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	for _, other := range ss.byID {
@@ -137,7 +138,7 @@ func (s *sandbox) serve(ctx context.Context, listening, kernelUp func(), fault f
 		if err != nil {
 			return nil, err
 		}
-		upper, err = cow.New(o.tree, s.upper, cow.Options{LowerDigest: o.Digest})
+		upper, err = cow.New(o.tree, s.upper, cow.Options{LowerDigest: o.Digest, Bytes: s.limit})
 		if err != nil {
 			return nil, err
 		}
