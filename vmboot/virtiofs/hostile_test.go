@@ -52,6 +52,7 @@ func TestBadFrontends(t *testing.T) {
 		{"goes without reading the answer", func(f *frontend) { f.send(msgGetFeatures, 0, nil); f.conn.Close() }, ""},
 		{"no version", func(f *frontend) { f.conn.Write(make([]byte, headerSize)) }, "malformed header"},
 		{"a reply", func(f *frontend) { f.send(msgGetFeatures, flagReply, nil) }, "malformed header"},
+		{"a reply with descriptors", func(f *frontend) { f.send(msgSetMemTable, flagReply, nil, f.memfd, f.memfd) }, "malformed header"},
 		{"giant payload", func(f *frontend) {
 			f.conn.Write(binary.LittleEndian.AppendUint32([]byte{2, 0, 0, 0, 1, 0, 0, 0}, math.MaxUint32))
 		}, "malformed header"},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -18,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const allFeatures = featIndirectDesc | featEventIndex | featProtocolFeatures | featVersion1
 
 // testFS has one file, "file", node 2, of fileSize bytes; "block", node 3, whose reads wait until they are cancelled or
-// release is closed; and "panic", whose lookup panics.
+// release is closed; "panic", whose lookup panics; and node 4, the results of whose reads panic.
 type testFS struct {
 	fuse.RawFileSystem
 	release chan struct{}
@@ -71,10 +72,20 @@ func (t *testFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 		case <-t.release:
 		}
 	}
+	if in.NodeId == 4 {
+		return panicResult{}, fuse.OK
+	}
 	n := max(min(int64(len(buf)), fileSize-int64(in.Offset)), 0)
 	copy(buf, content(int64(in.Offset), int(n)))
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }
+
+// A panicResult is a ReadResult that panics.
+type panicResult struct{}
+
+func (panicResult) Bytes([]byte) ([]byte, fuse.Status) { panic("as asked") }
+func (panicResult) Size() int                          { return 10 }
+func (panicResult) Done()                              {}
 
 // connect is a back end and a front end with the high-priority queue and one request queue, after INIT.
 func connect(t testing.TB, fs *testFS, o Options) (*backend, *frontend) {
@@ -156,6 +167,63 @@ func TestBlockedRequests(t *testing.T) {
 		}
 	}
 	finish(t, b, f)
+}
+
+// A front end that replaces the call descriptor, as QEMU does when the guest masks interrupts, misses none.
+func TestCallReplaced(t *testing.T) {
+	b, f := connect(t, newTestFS(), Options{})
+	fd := eventfd(t)
+	defer unix.Close(fd)
+	f.send(msgSetVringCall, 0, u64(1), fd)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil || n != 1 {
+		t.Errorf("the new descriptor was not signalled: %d, %v", n, err)
+	}
+	finish(t, b, f)
+}
+
+// No more requests are worked on than Options.InFlight says; the others stay in the ring and are not lost.
+func TestInFlight(t *testing.T) {
+	fs := newTestFS()
+	b, f := connect(t, fs, Options{InFlight: 5}) // one of them for the high-priority queue
+	q := f.queues[1]
+	for i := range 10 {
+		q.put(4*i, [][]byte{readRequest(3, 0, 4096)}, []int{4096 + outHeaderSize})
+		q.offer(4 * i)
+	}
+	for range 4 {
+		<-fs.blocked
+	}
+	select {
+	case <-fs.blocked:
+		t.Error("a fifth request is in progress")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(fs.release)
+	for i := range 10 {
+		if _, n, err := q.wait(20 * time.Second); err != nil || n != 4096+outHeaderSize {
+			t.Fatalf("READ %d: %v, %d bytes", i, err, n)
+		}
+	}
+	finish(t, b, f)
+}
+
+// A panic of the file system is EIO for its request, and an error to be told of, up to a number of them.
+func TestPanics(t *testing.T) {
+	var faults faultLog
+	b, f := connect(t, newTestFS(), Options{OnFault: faults.add})
+	q := f.queues[1]
+	for range 2 * maxFaults {
+		if reply, err := q.roundTrip(lookupRequest(1, "panic"), 256); err != nil || status(reply) != syscall.EIO {
+			t.Fatalf("a method that panics: %v, %x", err, reply)
+		}
+		if reply, err := q.roundTrip(readRequest(4, 0, 4096), 8192); err != nil || status(reply) != syscall.EIO {
+			t.Fatalf("a result that panics: %v, %x", err, reply)
+		}
+	}
+	finish(t, b, f)
+	if n := len(faults.faults); n != maxFaults || !faults.has("as asked") {
+		t.Errorf("told of %d panics: %q", n, faults.faults[0])
+	}
 }
 
 func TestOpen(t *testing.T) {
