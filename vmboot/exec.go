@@ -59,7 +59,7 @@ func (e *StartError) Error() string { return e.Reason }
 
 const (
 	// killPatience is how long a killed program may take to be reported.
-	killPatience = 10 * time.Second
+	killPatience = 5 * time.Second
 	// drainPatience is how long a stream of a program that has ended may go on without a byte or its end.
 	drainPatience = 10 * time.Second
 )
@@ -86,7 +86,11 @@ func (a *Agent) Exec(ctx context.Context, p Process) (Status, error) {
 	e.helpers.Go(func() { e.forward(ctx, &p, ended) })
 	exit, err := e.await(p.Started)
 	close(ended)
-	e.drain()
+	patience := drainPatience
+	if err != nil {
+		patience = 0 // a guest that has said so little will say no more
+	}
+	e.drain(patience)
 	e.helpers.Wait()
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
@@ -119,9 +123,10 @@ type execution struct {
 	number                         uint32
 	control, stdin, stdout, stderr net.Conn // stdin and stderr may be nil
 
-	ended   atomic.Bool    // the guest has reported the end
-	outputs sync.WaitGroup // the copies of stdout and stderr
-	helpers sync.WaitGroup // forward
+	ended    atomic.Bool    // the guest has reported the end, or will not
+	patience atomic.Int64   // from then on, for each read
+	outputs  sync.WaitGroup // the copies of stdout and stderr
+	helpers  sync.WaitGroup // forward
 }
 
 func (e *execution) open(ctx context.Context, a *Agent, p *Process) error {
@@ -174,7 +179,7 @@ func (e *execution) collect(stream net.Conn, w io.Writer) {
 		buf := make([]byte, 64<<10)
 		for {
 			if e.ended.Load() {
-				stream.SetReadDeadline(time.Now().Add(drainPatience))
+				stream.SetReadDeadline(time.Now().Add(time.Duration(e.patience.Load())))
 			}
 			n, err := stream.Read(buf)
 			if n > 0 && w != nil {
@@ -246,11 +251,12 @@ func (e *execution) await(started func()) (*agentproto.Exit, error) {
 }
 
 // drain waits for the outputs' ends, which an honest agent has sent before the exit.
-func (e *execution) drain() {
+func (e *execution) drain(patience time.Duration) {
+	e.patience.Store(int64(patience))
 	e.ended.Store(true)
 	for _, stream := range []net.Conn{e.stdout, e.stderr} {
 		if stream != nil {
-			stream.SetReadDeadline(time.Now().Add(drainPatience))
+			stream.SetReadDeadline(time.Now().Add(patience))
 		}
 	}
 	e.outputs.Wait()
