@@ -19,7 +19,7 @@ type run struct {
 	form   form
 	off    int64 // in the blob
 	end    int64
-	first  int        // number of chunks[0]
+	edge   int64      // where the span behind the last one begins, or the blob ends
 	chunks []chunkRec // in the order of the table, none of them a hole or sparse
 	nums   []int      // their numbers
 	base   uint32     // number of spans[0]
@@ -57,18 +57,22 @@ func (t *table) reach(n int) (off, end int64, hi int) {
 	}
 	end = t.end
 	if hi < len(t.spans) {
-		// The first bits of the byte where a block begins belong to the block before.
-		end = min(end, t.spans[hi].off+1)
+		end = min(end, t.spans[hi].off+slack)
 	}
 	return t.spans[c.span].off, end, hi
 }
+
+// slack is how many bytes of the next span go with a span. The first bits of the byte where a deflate block begins belong to
+// the block before, and the decoder looks 10 bits beyond the end of a block when it is not the last (klauspost/compress,
+// flate/inflate.go, readHuffman).
+const slack = 3
 
 // plan makes the run that holds chunks first to last. Chunks that pass by on the way belong to it. mu is held.
 func (t *table) plan(first, last int) (*run, error) {
 	if !t.sane(first) || !t.sane(last) || first > last {
 		return nil, fmt.Errorf("chunk %d is not in the index", first)
 	}
-	r := &run{form: t.form, first: first}
+	r := &run{form: t.form, edge: t.end}
 	var hi int
 	r.off, _, _ = t.reach(first)
 	_, r.end, hi = t.reach(last)
@@ -78,6 +82,9 @@ func (t *table) plan(first, last int) (*run, error) {
 	lo := t.chunks[first].span
 	if t.form != formTar {
 		r.base = lo
+		if hi < len(t.spans) {
+			r.edge = t.spans[hi].off
+		}
 		r.spans = append(r.spans, t.spans[lo:hi]...)
 		for _, s := range r.spans {
 			var z []byte
@@ -181,13 +188,13 @@ func (l *Layer) openRun(ctx context.Context, r *run) (*runReader, error) {
 // next one begins in the middle of: versions of SOCI differ.
 func (r *run) checkSpans(mem []byte) error {
 	for k, sum := range r.sums {
-		end := r.end
+		next := r.edge
 		if k+1 < len(r.spans) {
-			end = r.spans[k+1].off
+			next = r.spans[k+1].off
 		}
-		from, to := r.spans[k].off-r.off, end-r.off
+		from, to := r.spans[k].off-r.off, next-r.off
 		ok := false
-		for n := to - 1; n <= to+1; n++ {
+		for n := to; n <= to+1; n++ {
 			ok = ok || n > from && n <= int64(len(mem)) && Digest(sha256.Sum256(mem[from:n])) == sum
 		}
 		if !ok {
