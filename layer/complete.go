@@ -48,11 +48,15 @@ func (l *Layer) Complete(ctx context.Context) error {
 	}
 	l.have.Store(l.size)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err == nil && l.mode != Full {
-		l.mode = Full
+	if err = l.err; err == nil && l.mode != Full {
+		l.mode, l.reason = Full, l.reason+allStored
 	}
-	return l.err
+	l.lazily = ""
+	l.mu.Unlock()
+	if err == nil {
+		l.remember()
+	}
+	return err
 }
 
 // batches calls do with runs of chunks [from, to) that are not stored yet.

@@ -73,6 +73,7 @@ type Layer struct {
 	closed  bool                    // guarded by mu
 	stop    context.CancelCauseFunc // guarded by mu; ends the stream
 
+	lazily    Mode           // guarded by mu; the mode if a hint that says Full should be wrong, "" when there was none
 	untrusted bool           // guarded by mu; t was imported and is not verified yet
 	known     map[int]Digest // guarded by mu; digests of chunks that t does not know, by number
 	verifying *verification  // guarded by mu; nil when none is under way
@@ -130,6 +131,7 @@ func (l *Layer) settle(m Mode, reason string) error {
 		close(l.done)
 	}
 	if l.o.Chunks != nil {
+		l.recall()
 		l.owned.Go(l.survey)
 	}
 	return nil

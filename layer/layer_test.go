@@ -167,6 +167,7 @@ func reopen(t *testing.T, f testForm, d Descriptor, blob []byte, dir string, ite
 			o.Chunks = st
 		}
 		l := open(t, d, mb, o)
+		l.owned.Wait() // the store is empty, whatever had been remembered
 		if m, why := l.Mode(); m != mode {
 			t.Fatalf("reopened: mode %s (%s), want %s", m, why, mode)
 		}

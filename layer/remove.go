@@ -51,7 +51,7 @@ func Remove(dir, digest string, chunks Deleter) error {
 			break
 		}
 	}
-	for _, f := range own {
+	for _, f := range append(own, filepath.Join(dir, fullName(id))) {
 		if err := os.Remove(f); err != nil && !os.IsNotExist(err) {
 			errs = append(errs, err)
 		}

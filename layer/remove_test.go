@@ -18,14 +18,14 @@ func TestRemove(t *testing.T) {
 		}
 	}
 	left := func() int { fs, _ := os.ReadDir(dir); return len(fs) }
-	if len(st.m) != 3 || left() != 2 {
+	if len(st.m) != 3 || left() != 4 {
 		t.Fatalf("%d chunks, %d files", len(st.m), left())
 	}
 	for i, want := range []int{2, 2} {
 		if err := Remove(dir, sum(a), st); err != nil {
 			t.Fatal(err)
 		}
-		if len(st.m) != want || left() != 1 {
+		if len(st.m) != want || left() != 2 {
 			t.Errorf("removed %d times: %d chunks, %d files", i+1, len(st.m), left())
 		}
 	}

@@ -68,12 +68,15 @@ func TestImport(t *testing.T) {
 				t.Errorf("%d digests of %d", n, len(l.t.chunks))
 			}
 			files, _ := os.ReadDir(o.Dir)
-			if len(files) != 1 {
+			if len(files) != 2 {
 				t.Errorf("%d files left", len(files))
 			}
 			again := open(t, d, mb, o)
 			if !again.Trusted() {
 				t.Error("its own index is not trusted")
+			}
+			if m, _ := again.Mode(); m != Full {
+				t.Error("a complete layer is not known as one at once")
 			}
 			again.owned.Wait()
 			if m, why := again.Mode(); m != Full {

@@ -88,6 +88,7 @@ func (l *Layer) runStream(ctx context.Context) {
 	l.mu.Unlock()
 	if err == nil {
 		l.keepIndex(Digest{})
+		l.remember()
 	}
 	close(l.done)
 }
