@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -77,12 +78,21 @@ func serveDir(t *testing.T, dir string) (socket string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
+	var used atomic.Bool
 	go func() {
 		served <- virtiofs.Serve(ctx, ln, func(context.Context) (fuse.RawFileSystem, error) { return raw, nil }, virtiofs.Options{
 			FUSE: &fuse.MountOptions{MaxWrite: 128 << 10}, OnFault: func(err error) { t.Errorf("virtiofs: %v", err) },
+			OnInit: func() { used.Store(true) },
 		})
 	}()
 	t.Cleanup(func() {
+		defer ln.Close()
+		defer cancel()
+		if !used.Load() { // a machine that never came this far may not even have connected
+			cancel()
+			<-served
+			return
+		}
 		select {
 		case err := <-served:
 			if err != nil {
@@ -93,8 +103,6 @@ func serveDir(t *testing.T, dir string) (socket string) {
 			cancel()
 			<-served
 		}
-		cancel()
-		ln.Close()
 	})
 	return socket
 }
