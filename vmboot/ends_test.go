@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/microsandbox/msb-fs/vmboot/usernet"
 	"go.uber.org/goleak"
 )
 
@@ -85,6 +88,44 @@ func TestMachineIsKilled(t *testing.T) {
 			goleak.VerifyNone(t, before)
 		})
 	}
+}
+
+// Machines that are killed at any moment of their boot leave nothing behind.
+func TestManyAreKilled(t *testing.T) {
+	c := testConfig(t)
+	before := goleak.IgnoreCurrent()
+	files := openFiles(t)
+	for i := range 50 {
+		c.FSSocket = filepath.Join(t.TempDir(), "nobody.sock")
+		ln, err := net.Listen("unix", c.FSSocket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Network, err = usernet.New(usernet.Options{Policy: usernet.Public}); err != nil {
+			t.Fatal(err)
+		}
+		vm, err := Start(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i%10) * time.Millisecond)
+		vm.Kill()
+		ended(t, vm)
+		ln.Close()
+	}
+	goleak.VerifyNone(t, before)
+	if now := openFiles(t); now > files {
+		t.Errorf("%d open files, %d before", now, files)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 // The machine ends with the process that started it, however that ends.
