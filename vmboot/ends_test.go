@@ -188,6 +188,18 @@ func TestStartExplains(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// A program that is none, and one that ends at once.
+	for program, want := range map[string]string{"/etc/passwd": "not in PATH", "/bin/true": "ended before its agent"} {
+		bad := Config{Kernel: kernel, FSSocket: "/nonexistent", QEMU: program}
+		vm, err := Start(t.Context(), bad)
+		if err == nil {
+			_, err = vm.Agent(t.Context(), Setup{})
+			vm.Kill()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", program, err)
+		}
+	}
 	// QEMU starts and finds nobody at the socket.
 	c.FSSocket = "/nonexistent/fs.sock"
 	vm, err := Start(t.Context(), c)

@@ -134,6 +134,7 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 		config: c, started: time.Now(),
 		console: newTail(64 << 10), stderr: newTail(16 << 10),
 		agentConn: agentConn, agentDone: make(chan struct{}), done: make(chan struct{}),
+		qmp: newQMP(qmpConn),
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.stderr
@@ -145,11 +146,10 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 	running := make(chan error, 1)
 	go vm.supervise(ctx, cmd, running)
 	if err := <-running; err != nil {
-		qmpConn.Close()
+		vm.qmp.close()
 		agentConn.Close()
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
-	vm.qmp = newQMP(qmpConn)
 	return vm, nil
 }
 
