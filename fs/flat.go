@@ -23,7 +23,6 @@ import (
 // Every number read from it is checked before use, so that a damaged file gives wrong answers at worst.
 type flat struct {
 	data    []byte
-	mapped  bool
 	header  *flatHeader
 	nodes   []flatNode
 	dirents []flatDirent
@@ -104,7 +103,6 @@ func openFlat(path string, layers int) (*flat, error) {
 		_ = syscall.Munmap(data)
 		return nil, fmt.Errorf("open tree %s: %w", path, err)
 	}
-	t.mapped = true
 	// Unmapped when nobody can be reading it any more; whoever does keeps t alive.
 	runtime.AddCleanup(t, func(b []byte) { _ = syscall.Munmap(b) }, data)
 	return t, nil
