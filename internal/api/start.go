@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,8 +21,8 @@ func Connect(ctx context.Context, home Home, daemonArgs ...string) (*Client, err
 	if err != nil {
 		return nil, err
 	}
-	if listening(ctx, socket) {
-		return Dial(socket), nil
+	if c, err := answering(ctx, socket); c != nil || err != nil {
+		return c, err
 	}
 	// One starter at a time: a second one waits here and then finds the first one's daemon.
 	lock, err := lockFile(ctx, filepath.Join(filepath.Dir(socket), "start.lock"))
@@ -31,8 +30,8 @@ func Connect(ctx context.Context, home Home, daemonArgs ...string) (*Client, err
 		return nil, err
 	}
 	defer lock.Close()
-	if listening(ctx, socket) {
-		return Dial(socket), nil
+	if c, err := answering(ctx, socket); c != nil || err != nil {
+		return c, err
 	}
 	if err := startDaemon(ctx, home, socket, daemonArgs); err != nil {
 		return nil, err
@@ -40,23 +39,38 @@ func Connect(ctx context.Context, home Home, daemonArgs ...string) (*Client, err
 	return Dial(socket), nil
 }
 
-// Running returns a client of home's daemon if one listens.
+// Running returns a client of home's daemon if one answers.
 func Running(ctx context.Context, home Home) (*Client, bool) {
 	socket, err := home.Socket()
-	if err != nil || !listening(ctx, socket) {
+	if err != nil {
 		return nil, false
 	}
-	return Dial(socket), true
+	c, err := answering(ctx, socket)
+	return c, c != nil && err == nil
 }
 
-func listening(ctx context.Context, socket string) bool {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return false
+// answerPatience is how long a daemon that takes connections may take to say a word.
+const answerPatience = 10 * time.Second
+
+// answering returns a client of the daemon that answers on socket, nil if there is none. It is asked, and not just connected
+// to: one that is being killed may take a connection that nobody will ever answer on.
+func answering(ctx context.Context, socket string) (*Client, error) {
+	c := Dial(socket)
+	asking, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	var s Status
+	err := c.Call(asking, "GET", "/v1/status", nil, &s)
+	if err == nil {
+		return c, nil
 	}
 	c.Close()
-	return true
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if asking.Err() != nil {
+		return nil, fmt.Errorf("the msb-fs daemon on %s does not answer: see its log beside it, or kill it", socket)
+	}
+	return nil, nil
 }
 
 // lockFile opens path with an exclusive flock, which closing it releases.
@@ -113,7 +127,15 @@ func startDaemon(ctx context.Context, home Home, socket string, args []string) e
 	go func() { exited <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for !listening(ctx, socket) {
+	for {
+		c, err := answering(ctx, socket)
+		if err != nil {
+			return fmt.Errorf("start msb-fs daemon: %w", err)
+		}
+		if c != nil {
+			c.Close()
+			return nil
+		}
 		select {
 		case <-exited:
 			return fmt.Errorf("start msb-fs daemon: %s", lastLine(home.Log()))
@@ -123,7 +145,6 @@ func startDaemon(ctx context.Context, home Home, socket string, args []string) e
 			return fmt.Errorf("start msb-fs daemon: not listening: %w; see %s", err, home.Log())
 		}
 	}
-	return nil
 }
 
 // Binary finds a program of this project beside the running one, else on the PATH.

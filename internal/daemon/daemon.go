@@ -65,7 +65,7 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	lock, err := lockHome(run)
+	lock, err := lockHome(ctx, run)
 	if err != nil {
 		return err
 	}
@@ -113,15 +113,27 @@ func cacheLimit(home api.Home) (int64, error) {
 	return chunkcache.DefaultLimit(home.Cache("chunks"))
 }
 
+// lockPatience is how long a daemon that is stopping, or that was killed and is not dead yet, is waited for.
+const lockPatience = 2 * time.Second
+
 // lockHome keeps a second daemon away, from before it touches anything until this one has closed everything.
-func lockHome(run string) (*os.File, error) {
+func lockHome(ctx context.Context, run string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(run, "daemon.pid"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock home: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another msb-fs daemon serves this home (%s): %w", f.Name(), err)
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("another msb-fs daemon serves this home (%s): %w", f.Name(), err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 	if err := f.Truncate(0); err != nil {
 		f.Close()

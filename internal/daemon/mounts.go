@@ -8,8 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -191,12 +191,33 @@ func (ms *mounts) cleanUp(ctx context.Context) []string {
 		return nil
 	}
 	for _, dir := range dirs {
-		// Only a FUSE mount without a server answers so (fuse_abort_conn): never touch what somebody else has put there.
-		var st unix.Stat_t
-		if filepath.IsAbs(dir) && errors.Is(unix.Stat(dir, &st), syscall.ENOTCONN) && fs.Unmount(ctx, dir) == nil {
-			cleaned = append(cleaned, dir)
+		// Again and again: dead mounts can lie on top of each other.
+		for filepath.IsAbs(dir) && dead(dir) && fs.Unmount(ctx, dir) == nil {
+			if !ms.left[dir] {
+				cleaned = append(cleaned, dir)
+			}
 			ms.left[dir] = true
 		}
 	}
 	return cleaned
+}
+
+// dead tells whether a mount of ours, whose server is gone, is on dir. Somebody else's is never touched, nor one of ours that
+// answers: it is another daemon's.
+func dead(dir string) bool {
+	mounted, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	// proc_pid_mountinfo(5): the mount point is the fifth field, with octal escapes; the type follows a dash.
+	escaped := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
+	ours := false
+	for line := range strings.Lines(string(mounted)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == escaped {
+			ours = strings.Contains(line, " - fuse.msb ") // the last one is on top
+		}
+	}
+	// What stat says may be in the kernel's cache; this asks the server (fuse_statfs).
+	var st unix.Statfs_t
+	return ours && unix.Statfs(dir, &st) != nil
 }
