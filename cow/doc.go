@@ -27,7 +27,8 @@
 // Every operation takes effect in one system call on the upper (rename, link, unlink, one write), and what that call
 // needs is made before it in work/, so that after kill -9 an operation has happened or has not. Where a record and the
 // name space both change, the record is written first in a form that is true before and after (see links.go, ranges.go).
-// The guest's fsync reaches the host's disk: data first, then the range map.
+// The guest's fsync reaches the host's disk: data first, then the range map. CAP_WRITEBACK_CACHE is not asked for: with it
+// writes that were answered would be only in the kernel when the server dies.
 //
 // # Open files
 //

@@ -71,7 +71,7 @@ func (f *FS) rename(ctx context.Context, in *fuse.RenameIn, oldName, newName str
 	if exchange {
 		return f.exchange(ctx, &from, &to)
 	}
-	if err := f.move2(ctx, &from, &to); err != nil {
+	if err := f.moveOver(ctx, &from, &to); err != nil {
 		return err
 	}
 	if in.Flags&unix.RENAME_WHITEOUT != 0 {
@@ -164,8 +164,8 @@ func (f *FS) moving(ctx context.Context, e *end, newBelow *below) error {
 	return nil
 }
 
-// move2 renames from to to, replacing what is there. tree is locked.
-func (f *FS) move2(ctx context.Context, from, to *end) error {
+// moveOver renames from to to, replacing what is there. tree is locked.
+func (f *FS) moveOver(ctx context.Context, from, to *end) error {
 	if err := f.moving(ctx, from, &to.b); err != nil {
 		return err
 	}
