@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/testimage"
@@ -91,9 +90,9 @@ func version(name string, arg string) string {
 
 // program is the image's program, for the systems that run it without a container runtime.
 func program(ctx context.Context, root string, out io.Writer) error {
-	cmd := exec.CommandContext(ctx, "/usr/bin/python3", "/app/main.py")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
-	cmd.Dir = "/app"
+	// By chroot, not by SysProcAttr.Chroot: until its child has loaded the program, Go stands still, and the registry that the
+	// program comes from is in this process.
+	cmd := exec.CommandContext(ctx, "chroot", root, "/usr/bin/python3", "/app/main.py")
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	return do(cmd, out)
 }
