@@ -196,7 +196,9 @@ func TestKill(t *testing.T) {
 					if at > 0 && !steps[j].seen(s.dir, at-1) {
 						t.Fatalf("round %d: %s%d is not whole", round, name, at)
 					}
-					must(t, os.Rename(fmt.Sprintf("%s/%s%d", s.dir, name, at), fmt.Sprintf("%s/%s0", s.dir, name)))
+					if at > 0 {
+						must(t, os.Rename(fmt.Sprintf("%s/%s%d", s.dir, name, at), fmt.Sprintf("%s/%s0", s.dir, name)))
+					}
 				}
 			}
 		})
