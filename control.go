@@ -86,6 +86,13 @@ func (c *control) accept() {
 			return
 		}
 		c.mu.Lock()
+		select {
+		case <-c.ended: // close has hung up on those it knew; it would wait for this one for ever
+			c.mu.Unlock()
+			conn.Close()
+			return
+		default:
+		}
 		c.conns[conn] = true
 		c.mu.Unlock()
 		c.serving.Go(func() {

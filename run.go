@@ -83,7 +83,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 	m, serving, err := boot(booting, client, s, req, rec)
 	booted()
 	if err != nil {
-		return status, timing, err
+		return status, rec.finish(context.WithoutCancel(ctx)), err
 	}
 	defer func() { err = errors.Join(err, m.close(ctx, !s.Ephemeral)) }()
 	defer func() { timing = rec.finish(context.WithoutCancel(ctx)) }()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -95,12 +96,21 @@ func (h *Host) List() ([]*Sandbox, error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("sandbox %s is damaged: %w: remove %s", filepath.Base(string(d)), err, d)
 		}
-		if sb.Ephemeral && sb.collect() {
+		if sb.Ephemeral && sb.begun() && sb.collect() {
 			continue
 		}
 		out = append(out, sb)
 	}
 	return out, nil
+}
+
+// begun tells whether sb has been run, or should have been by now: one that Create has just made is not started yet.
+func (sb *Sandbox) begun() bool {
+	if _, err := os.Stat(sb.dir.state()); err == nil {
+		return true
+	}
+	fi, err := os.Stat(sb.dir.spec())
+	return err == nil && time.Since(fi.ModTime()) > newGrace
 }
 
 // collect removes sb if nobody runs it.
@@ -138,8 +148,16 @@ func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (vmboot.Status, 
 		return vmboot.Status{}, Timing{}, err
 	}
 	defer lock.Close()
-	status, timing, err := sb.host.supervise(ctx, start, sb.dir, &sb.Spec, o)
-	if sb.Ephemeral {
+	// Read again under the lock: it may have been pinned since sb was made, or be another one of that name.
+	var spec Spec
+	if err := readJSON(sb.dir.spec(), &spec); err != nil {
+		return vmboot.Status{}, Timing{}, fmt.Errorf("sandbox %s is damaged: %w: remove %s", sb.Name, err, sb.dir)
+	}
+	if spec.ID != sb.ID {
+		return vmboot.Status{}, Timing{}, fmt.Errorf("%w: %s has been removed, and another made of that name", ErrNoSandbox, sb.Name)
+	}
+	status, timing, err := sb.host.supervise(ctx, start, sb.dir, &spec, o)
+	if spec.Ephemeral {
 		err = errors.Join(err, sb.dir.remove())
 	}
 	return status, timing, err
@@ -194,19 +212,26 @@ func (sb *Sandbox) Process(ctx context.Context, c Command) (vmboot.Process, erro
 // Stop asks sb's command to end by SIGTERM, kills it after grace, and returns when sb has ended. One that does not run is
 // no error.
 func (sb *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
-	if !sb.Running() {
-		return nil
-	}
-	conn, err := sb.host.dialControl(ctx, &sb.Spec, controlRequest{Op: opStop, Grace: grace})
-	if err == nil {
-		defer conn.Close()
-	} else if s, serr := sb.State(); serr == nil && s.PID > 0 && sb.Running() {
-		// It is still booting, or its supervisor does not answer.
-		if err := syscall.Kill(s.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
+	for signalled := false; sb.Running(); {
+		conn, err := sb.host.dialControl(ctx, &sb.Spec, controlRequest{Op: opStop, Grace: grace})
+		if err == nil {
+			defer conn.Close()
+			return sb.Wait(ctx)
+		}
+		// It is still booting, or ending. The process of a run that has finished may be anybody's by now.
+		if s, err := sb.State(); err == nil && s.PID > 0 && s.Finished.IsZero() && !signalled && sb.Running() {
+			if err := syscall.Kill(s.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
+			}
+			signalled = true
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("stop sandbox %s: %w", sb.Name, ctx.Err())
+		case <-time.After(waitEvery):
 		}
 	}
-	return sb.Wait(ctx)
+	return nil
 }
 
 // waitEvery is how often Wait looks.

@@ -76,9 +76,14 @@ func (d dir) tryLock() (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock sandbox %s: %w", filepath.Base(string(d)), err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%w: %s", ErrRunning, filepath.Base(string(d)))
+	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		// Those who only look whether it is locked (running) share it for a moment; they are no reason to fail.
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil {
+			f.Close()
+			return nil, fmt.Errorf("%w: %s", ErrRunning, filepath.Base(string(d)))
+		}
+		syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		time.Sleep(time.Millisecond)
 	}
 	// It may have been removed between the two calls, and even made anew.
 	var locked, now syscall.Stat_t
@@ -102,11 +107,12 @@ func (d dir) running() bool {
 // remove deletes d, whose lock the caller has. It first takes the name away, so that what is left of it after a crash is
 // nobody's sandbox.
 func (d dir) remove() error {
-	gone := filepath.Join(filepath.Dir(string(d)), newPrefix+"gone-"+filepath.Base(string(d)))
-	if err := os.Rename(string(d), gone); err != nil {
+	gone, err := os.MkdirTemp(filepath.Dir(string(d)), newPrefix+"gone-")
+	if err != nil {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
-	if err := os.RemoveAll(gone); err != nil {
+	err = os.Rename(string(d), filepath.Join(gone, filepath.Base(string(d))))
+	if err = errors.Join(err, os.RemoveAll(gone)); err != nil {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
 	return nil

@@ -65,8 +65,11 @@ func TestListCollectsWhatCrashesLeave(t *testing.T) {
 	h := &Host{home: api.Home(t.TempDir())}
 	s := newSpec(t, "")
 	s.Ephemeral = true
-	_, lock, err := create(h.home, s)
+	d, lock, err := create(h.home, s)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeJSON(d.state(), State{}); err != nil {
 		t.Fatal(err)
 	}
 	half := h.home.Sandbox(newPrefix + "half")

@@ -62,6 +62,8 @@ func (r *recorder) mark(ctx context.Context, name string) {
 // finish waits for all questions and returns what was recorded; last is asked for what is only known in the end.
 func (r *recorder) finish(ctx context.Context) Timing {
 	r.asks.Wait()
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
 	u, err := r.usage(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
