@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -83,11 +84,17 @@ func (h *home) reopen(t testing.TB, o Options) *home {
 // killed copies what is on disk at this moment, as kill -9 would leave it, and opens the copy.
 func (h *home) killed(t testing.TB, o Options) *home {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(h.dir)); err != nil {
-		t.Fatal(err)
+	// Badger may remove a file while it is being copied, which a killed process's directory never does: once more then.
+	for try := 0; ; try++ {
+		dir := t.TempDir()
+		err := os.CopyFS(dir, os.DirFS(h.dir))
+		if err == nil {
+			return open(t, dir, o)
+		}
+		if !errors.Is(err, fs.ErrNotExist) || try == 10 {
+			t.Fatal(err)
+		}
 	}
-	return open(t, dir, o)
 }
 
 func put(t testing.TB, c *Cache, seed uint64, n int) (Key, []byte) {

@@ -73,14 +73,6 @@ func (f *FS) node(id uint64) (*node, error) {
 	return nil, unix.ESTALE
 }
 
-// known returns the live node of a child's file, or nil when the kernel does not know it.
-func (f *FS) known(id uint64) *node {
-	f.tableMu.Lock()
-	defer f.tableMu.Unlock()
-	n, _ := f.find(id)
-	return n
-}
-
 // find returns the live node of an id, or the node id that a new one would get. tableMu is held.
 func (f *FS) find(id uint64) (n *node, free uint64) {
 	for free = id; ; free += 1 << aliasShift {

@@ -156,12 +156,10 @@ func TestKill(t *testing.T) {
 				done := make(chan [2]int)
 				go func() {
 					for i := round * 1000; ; i++ {
-						at := i
 						for j, st := range steps {
+							at := i
 							if j == 2 || j == 3 {
 								at = i - round*1000 // they go on from where they start each time
-							} else {
-								at = i
 							}
 							if j == 4 {
 								at = i % 200

@@ -13,7 +13,6 @@ type tocBuilder struct {
 	skip   bool  // the last file is nobody's business, nor are its chunks
 	size   int64 // of the open file
 	next   int64 // the open file is covered so far
-	only   string
 	total  int64
 	zeroes map[int64]Digest
 }

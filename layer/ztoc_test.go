@@ -294,7 +294,7 @@ func TestZTOCLies(t *testing.T) {
 				t.Errorf("Complete: %v", cerr)
 			}
 			if tt.name == "other window" && err == nil {
-				t.Skip("the window was not used")
+				return // nothing in the layer refers to the window: every chunk was right
 			}
 			if !errors.Is(err, ErrCorrupt) {
 				t.Errorf("err = %v", err)

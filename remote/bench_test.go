@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -125,6 +126,45 @@ func readFull(r io.ReadCloser, p []byte) error {
 		p = p[n:]
 	}
 	return nil
+}
+
+// A full pull of six layers of 24 MiB at once, each read in order: "%link" as above, "MB-heap" the most memory in use.
+func BenchmarkFullPull(b *testing.B) {
+	const size, count = 24 << 20, 6
+	var layers [][]byte
+	for i := range count {
+		layers = append(layers, append([]byte{byte(i)}, randomBytes(size-1)...))
+	}
+	_, c, img := serve(b, registry.Options{Link: registry.NewLink(benchRate, benchRTT)}, Options{}, layers...)
+	clear(layers) // the registry has them; they must not count as ours
+	runtime.GC()
+	var before, now runtime.MemStats
+	runtime.ReadMemStats(&before)
+	b.SetBytes(size * count)
+	ctx := priority.With(context.Background(), priority.Background)
+	var most uint64
+	for b.Loop() {
+		var wg sync.WaitGroup
+		for _, l := range img.Layers {
+			wg.Go(func() {
+				r, err := c.Blob(img, l, Access{}).Open(ctx, 0)
+				if err == nil {
+					_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{r}, make([]byte, 128<<10))
+					r.Close()
+				}
+				if err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		runtime.ReadMemStats(&now)
+		most = max(most, now.HeapInuse-min(before.HeapInuse, now.HeapInuse))
+		wg.Wait()
+		runtime.ReadMemStats(&now)
+		most = max(most, now.HeapInuse-min(before.HeapInuse, now.HeapInuse))
+	}
+	b.ReportMetric(float64(size*count)/benchRate*float64(b.N)/b.Elapsed().Seconds()*100, "%link")
+	b.ReportMetric(float64(most)/1e6, "MB-heap")
 }
 
 // 500 scattered reads of 32 KiB by 16 goroutines: "x-ideal" is their time over bytes/bandwidth + 500/16 round trips.

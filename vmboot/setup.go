@@ -58,6 +58,11 @@ func SetupKernel(ctx context.Context, o SetupOptions) (*Kernel, error) {
 		return nil, fmt.Errorf("set up the guest kernel: %w", err)
 	}
 	defer os.RemoveAll(work)
+	target := filepath.Join(o.Dir, "kernel")
+	if k := upToDate(ctx, work, target); k != nil {
+		o.Progress("Linux " + k.Release + " is in " + target + " already")
+		return k, nil
+	}
 	deb, err := download(ctx, work, o.Progress)
 	if err != nil {
 		return nil, fmt.Errorf("set up the guest kernel: %w", err)
@@ -70,12 +75,23 @@ func SetupKernel(ctx context.Context, o SetupOptions) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the guest kernel: %w", err)
 	}
-	target := filepath.Join(o.Dir, "kernel")
 	if err := replaceDir(filepath.Join(work, "kernel"), target); err != nil {
 		return nil, fmt.Errorf("set up the guest kernel: %w", err)
 	}
 	o.Progress("installed Linux " + made.Release + " in " + target)
 	return installedKernel(target)
+}
+
+// upToDate returns the kernel in target if it is the newest that the machine's package lists know.
+func upToDate(ctx context.Context, work, target string) *Kernel {
+	k, err := installedKernel(target)
+	if err != nil {
+		return nil
+	}
+	if name, err := newestKernel(ctx, work, nil); err != nil || name != "linux-image-"+k.Release {
+		return nil
+	}
+	return k
 }
 
 // replaceDir puts the directory from in the place of to. A running machine keeps the kernel it has opened.

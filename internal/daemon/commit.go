@@ -23,6 +23,9 @@ import (
 // withUpper opens req.Upper over the image that it was written over, for fn. It must not be in use.
 func (d *daemon) withUpper(ctx context.Context, req api.UpperRequest, fn func(*openImage, *cow.FS) error) (err error) {
 	dir, a := req.Upper, req.Access
+	if err := absolute("upper directory", dir); err != nil {
+		return err
+	}
 	digest, err := cow.LowerDigest(dir)
 	if err != nil {
 		return err
@@ -81,13 +84,18 @@ func (d *daemon) postCommit(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
+	if req.Layout != "" || req.Reference == "" {
+		if err := absolute("OCI layout", req.Layout); err != nil {
+			return err
+		}
+	}
 	return d.withUpper(r.Context(), req.UpperRequest, func(o *openImage, upper *cow.FS) error {
 		layer, err := exportLayer(r.Context(), upper, d.home.Cache("chunks"))
 		if err != nil {
 			return err
 		}
 		defer os.Remove(layer.path)
-		img, err := layer.over(o)
+		img, err := layer.over(r.Context(), o)
 		if err != nil {
 			return err
 		}
@@ -144,8 +152,8 @@ type madeImage struct {
 	blobs    []remote.Content
 }
 
-// over is the image of e's layer on top of o.
-func (e *exported) over(o *openImage) (*madeImage, error) {
+// over is the image of e's layer on top of o, whose blobs can be read until ctx is done.
+func (e *exported) over(ctx context.Context, o *openImage) (*madeImage, error) {
 	var config v1.ConfigFile
 	if err := json.Unmarshal(o.Config, &config); err != nil {
 		return nil, fmt.Errorf("read image config: %w", err)
@@ -170,7 +178,7 @@ func (e *exported) over(o *openImage) (*madeImage, error) {
 		Open: func() (io.ReadCloser, error) { return os.Open(e.path) }}}}
 	for _, l := range o.layers {
 		made.blobs = append(made.blobs, remote.Content{Digest: l.blob.Digest(), Size: l.blob.Size(),
-			Open: func() (io.ReadCloser, error) { return l.blob.Open(context.Background(), 0) }})
+			Open: func() (io.ReadCloser, error) { return l.blob.Open(ctx, 0) }})
 	}
 	if manifest.Config.Digest, err = v1.NewHash(content.Digest); err != nil {
 		return nil, err

@@ -185,7 +185,7 @@ func (d *daemon) serve(ctx context.Context, socket string) error {
 	}
 	d.stop()
 	for _, m := range d.mounts.list() {
-		if e := d.mounts.remove(m.Dir); e != nil {
+		if e := d.mounts.remove(context.WithoutCancel(ctx), m.Dir); e != nil {
 			d.Log.Error("stop", "err", e)
 		}
 	}

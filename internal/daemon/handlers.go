@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -48,6 +49,25 @@ func (d *daemon) handler() http.Handler {
 	return mux
 }
 
+// answer is an answer that knows whether it has begun.
+type answer struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.begun = true
+	return a.ResponseWriter.Write(p)
+}
+
+func (a *answer) WriteHeader(status int) {
+	a.begun = true
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
 // answer runs one handler: its error becomes the answer where none has begun, its panic an error.
 func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.ResponseWriter, *http.Request) error) {
 	d.requests.Add(1)
@@ -55,12 +75,16 @@ func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.Res
 		d.lastUse.Store(time.Now().UnixNano())
 		d.requests.Add(-1)
 	}()
-	err := d.recovered(w, r, fn)
+	a := &answer{ResponseWriter: w}
+	err := d.recovered(a, r, fn)
 	if err == nil {
 		return
 	}
 	e := toError(err)
 	d.Log.Info("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	if a.begun {
+		panic(http.ErrAbortHandler) // hangs up: whatever followed would pass for the rest of the answer
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status(e))
 	json.NewEncoder(w).Encode(e)
@@ -84,6 +108,14 @@ func read(r *http.Request, v any) error {
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("read request: %v", err)}
 	}
 	return nil
+}
+
+// absolute refuses a path that would mean something else here than where the caller is.
+func absolute(what, path string) error {
+	if filepath.IsAbs(path) {
+		return nil
+	}
+	return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%s %q is not an absolute path", what, path)}
 }
 
 func write(w http.ResponseWriter, v any) error {
@@ -180,6 +212,14 @@ func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
+	if err := absolute("mount point", req.Dir); err != nil {
+		return err
+	}
+	if req.Upper != "" {
+		if err := absolute("upper directory", req.Upper); err != nil {
+			return err
+		}
+	}
 	ctx, out := r.Context(), newEvents(w)
 	img, err := d.images.resolve(ctx, req.ImageRequest)
 	if err != nil {
@@ -234,7 +274,7 @@ func (d *daemon) getMounts(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *daemon) deleteMount(w http.ResponseWriter, r *http.Request) error {
-	if err := d.mounts.remove(r.URL.Query().Get("dir")); err != nil {
+	if err := d.mounts.remove(r.Context(), r.URL.Query().Get("dir")); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -37,16 +37,17 @@ type mount struct {
 	api.Mount
 	image *openImage
 	fuse  *fs.Mounted
-	upper *cow.FS // nil when read-only
-	base  int64   // bytes that had been fetched for the image before it was asked for
-	limit int64   // bytes that the upper may take; 0: no limit
-	ready bool    // guarded by mounts.mu: fuse and upper are set
+	upper *cow.FS       // nil when read-only
+	base  int64         // bytes that had been fetched for the image before it was asked for
+	limit int64         // bytes that the upper may take; 0: no limit
+	gone  chan struct{} // closed when reap has let go of everything
+	ready bool          // guarded by mounts.mu: fuse and upper are set
 }
 
 // add mounts o on req.Dir and takes over the caller's reference to o, whatever it returns.
 func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.MountRequest) (*mount, error) {
 	m := &mount{Mount: api.Mount{Dir: req.Dir, Reference: o.Reference, Digest: o.Digest, Upper: req.Upper, Since: time.Now().UTC()},
-		image: o, base: base, limit: req.Limit}
+		image: o, base: base, limit: req.Limit, gone: make(chan struct{})}
 	if err := ms.reserve(m); err != nil {
 		return nil, errors.Join(err, ms.images.release(o))
 	}
@@ -107,8 +108,8 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 	return nil
 }
 
-// remove unmounts dir.
-func (ms *mounts) remove(dir string) error {
+// remove unmounts dir and waits until its upper can be used again.
+func (ms *mounts) remove(ctx context.Context, dir string) error {
 	ms.mu.Lock()
 	m := ms.byDir[dir]
 	ready := m != nil && m.ready
@@ -124,11 +125,17 @@ func (ms *mounts) remove(dir string) error {
 	if err := m.fuse.Unmount(); err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
-	return nil
+	select {
+	case <-m.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s: what it used is still being closed: %w", dir, ctx.Err())
+	}
 }
 
 // reap waits until m has been unmounted, by whomever, and then lets go of what it used.
 func (ms *mounts) reap(m *mount) error {
+	defer close(m.gone)
 	m.fuse.Wait()
 	var errs []error
 	if m.upper != nil {

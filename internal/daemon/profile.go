@@ -93,25 +93,3 @@ func (p profiles) put(digest string, argv []string, profile []fs.Touch) error {
 	}
 	return nil
 }
-
-// of returns all profiles of an image, by the hash of their command.
-func (p profiles) of(digest string) (map[string][]fs.Touch, error) {
-	prefix := []byte(profilePrefix + digest + "/")
-	out := map[string][]fs.Touch{}
-	err := p.db.View(func(tx *badger.Txn) error {
-		it := tx.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: true})
-		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			var profile []fs.Touch
-			if err := it.Item().Value(func(b []byte) error { return json.Unmarshal(b, &profile) }); err != nil {
-				return err
-			}
-			out[string(it.Item().Key()[len(prefix):])] = profile
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read start-up profiles: %w", err)
-	}
-	return out, nil
-}

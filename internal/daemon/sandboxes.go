@@ -48,8 +48,8 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 	if !sandboxID.MatchString(req.ID) {
 		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("sandbox id %q is not 1-16 letters and digits", req.ID)}
 	}
-	if !filepath.IsAbs(req.Upper) {
-		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("upper directory %q is not an absolute path", req.Upper)}
+	if err := absolute("upper directory", req.Upper); err != nil {
+		return nil, err
 	}
 	dir := filepath.Join(ss.run, "sb-"+req.ID)
 	s := &sandbox{id: req.ID, upper: req.Upper, limit: req.Limit, socket: filepath.Join(dir, "fs.sock")}

@@ -211,7 +211,7 @@ func (d *daemon) getUsage(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
-	v, err := d.cache.Verify(context.WithoutCancel(r.Context()))
+	v, err := d.cache.Verify(r.Context())
 	if err != nil {
 		return err
 	}
