@@ -186,12 +186,12 @@ func gzipInfo(t testing.TB, blob, tarball []byte, short, first bool) node {
 
 // TestZTOC reads a layer by a zTOC, at random, and completes it.
 func TestZTOC(t *testing.T) {
-	items, tarball := sample(t)
+	items, _ := sample(t)
 	x := file("x\xff", []byte("1"))
 	x.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "b\x00"}
 	x.ModTime = time.Unix(-5, 5e8)
 	x.Format = tar.FormatPAX
-	tarball = makeTar(t, append(items, x)...)
+	tarball := makeTar(t, append(items, x)...)
 	plainHeader, _ := command("pigz", "-n", "-p1")(t, tarball)
 	named, _ := goGzip(6, 0)(t, tarball)
 	tests := []struct {

@@ -78,7 +78,7 @@ func profileKey(digest string, argv []string) []byte {
 // get returns the profile of argv in the image of that manifest digest; none is no error.
 func (p profiles) get(digest string, argv []string) ([]fs.Touch, error) {
 	var profile []fs.Touch
-	_, err := pins{p.db}.read(profileKey(digest, argv), &profile)
+	_, err := pins(p).read(profileKey(digest, argv), &profile)
 	return profile, err
 }
 
