@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -164,8 +165,8 @@ func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registr
 	if cmd.Flags().Changed("entrypoint") {
 		s.Command.Entrypoint = &f.entrypoint
 	}
-	if s.CPUs < 1 {
-		return registry, pull, cli.Usagef("--cpus %d: at least 1", s.CPUs)
+	if n := runtime.NumCPU(); s.CPUs < 1 || s.CPUs > n {
+		return registry, pull, cli.Usagef("--cpus %d: this host has %d", s.CPUs, n)
 	}
 	switch s.Accel {
 	case "auto", "kvm", "tcg":
