@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -243,7 +242,7 @@ func (a *app) superviseCmd() *cobra.Command {
 				os.Stdout.Close()
 			}})
 			if err != nil && !started {
-				fmt.Fprintln(cmd.OutOrStdout(), strings.ReplaceAll(err.Error(), "\n", "; "))
+				fmt.Fprintln(cmd.OutOrStdout(), cli.Line(err))
 			}
 			return err
 		},

@@ -15,8 +15,18 @@ import (
 	"github.com/microsandbox/msb-fs/internal/cli"
 )
 
-// exitLauncher is the exit status when the launcher itself fails, as Docker has it.
+// exitLauncher is the exit status when the launcher itself fails where it would be a command's own, as Docker has it.
 const exitLauncher = 125
+
+// failed is the exit status of a command of ours that has failed.
+func failed(command string) int {
+	switch command {
+	case "run", "exec":
+		return exitLauncher
+	default:
+		return cli.ExitFailed
+	}
+}
 
 func main() { os.Exit(run(context.Background(), os.Args[1:])) }
 
@@ -37,7 +47,7 @@ func run(ctx context.Context, args []string) int {
 	a.Register(root.PersistentFlags())
 	root.AddCommand(a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.execCmd(), a.lsCmd(), a.inspectCmd(),
 		a.logsCmd(), a.cpCmd(), a.rmCmd(), a.superviseCmd(), a.setupCmd(), a.doctorCmd(), versionCmd())
-	return cli.Run(ctx, root, args, exitLauncher)
+	return cli.Run(ctx, root, args, failed)
 }
 
 // host is the chosen home directory.

@@ -139,11 +139,11 @@ func forwarded() (_ <-chan os.Signal, stop func()) {
 func exit(cmd *cobra.Command, s vmboot.Status, err error) error {
 	var notStarted *vmboot.StartError
 	if errors.As(err, &notStarted) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %v\n", err)
+		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %s\n", cli.Line(err))
 		return cli.Status(notStarted.Code)
 	}
 	if errors.Is(err, msb.ErrTimeout) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %v\n", err)
+		fmt.Fprintf(cmd.ErrOrStderr(), "msb-launch: %s\n", cli.Line(err))
 		return cli.Status(signalled + int(syscall.SIGKILL))
 	}
 	if err != nil {

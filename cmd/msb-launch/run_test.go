@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,5 +20,19 @@ func TestEnvironment(t *testing.T) {
 	}
 	if _, err := environment(nil, []string{"=x"}); err == nil {
 		t.Error("a setting without a name was taken")
+	}
+}
+
+// Only where the exit status would be a command's own has the launcher one of its own for failures.
+func TestExitStatusOfFailures(t *testing.T) {
+	home := t.TempDir()
+	for command, want := range map[string]int{"start": 1, "stop": 1, "rm": 1, "inspect": 1, "logs": 1, "exec": 125} {
+		args := []string{"--home", home, command, "absent"}
+		if command == "exec" {
+			args = append(args, "true")
+		}
+		if got := run(context.Background(), args); got != want {
+			t.Errorf("%s of a sandbox that there is not: exit status %d, want %d", command, got, want)
+		}
 	}
 }

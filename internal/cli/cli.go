@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -45,15 +46,18 @@ func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// Run executes root with args and returns what the process exits with; failed is that of errors which are not the
-// command's own and not in its call.
-func Run(ctx context.Context, root *cobra.Command, args []string, failed int) int {
+// Line is err on one line: joined errors have one each.
+func Line(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// Run executes root with args and returns what the process exits with; failed tells that of errors which are not the
+// command's own and not in its call, by the command's name.
+func Run(ctx context.Context, root *cobra.Command, args []string, failed func(command string) int) int {
 	root.SetArgs(args)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.Args = Args(cobra.NoArgs)
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var status Status
 	var usage usageError
 	switch {
@@ -62,14 +66,14 @@ func Run(ctx context.Context, root *cobra.Command, args []string, failed int) in
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &usage):
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %v; see %s --help\n", root.Name(), err, root.Name())
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %s; see %s --help\n", root.Name(), Line(err), root.Name())
 		return ExitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintf(root.ErrOrStderr(), "%s: interrupted\n", root.Name())
-		return failed
+		return failed(cmd.Name())
 	default:
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
-		return failed
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), Line(err))
+		return failed(cmd.Name())
 	}
 }
 
