@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -178,5 +179,29 @@ func TestControlEndsBesideALateConnection(t *testing.T) {
 	case <-closed:
 	case <-time.After(10 * time.Second):
 		t.Fatal("close waits for a connection that came too late")
+	}
+}
+
+// A sandbox whose files a crash of the machine has emptied does not take the others with it, and is not passed over.
+func TestDamagedSandboxIsOneOnly(t *testing.T) {
+	h := &Host{home: api.Home(t.TempDir())}
+	for _, name := range []string{"bad", "good"} {
+		_, lock, err := create(h.home, newSpec(t, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock.Close()
+	}
+	if err := os.WriteFile(dir(h.home.Sandbox("bad")).spec(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Get("good"); err != nil {
+		t.Errorf("Get of a sound one: %v", err)
+	}
+	if _, err := h.Get("bad"); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("Get of a damaged one: %v", err)
+	}
+	if _, err := h.List(); err == nil {
+		t.Error("List passes over a damaged one")
 	}
 }

@@ -56,12 +56,10 @@ func (h *Host) Create(ctx context.Context, s Spec, registry Registry, pull PullP
 	return &Sandbox{Spec: s, host: h, dir: d}, nil
 }
 
-// Get returns the sandbox of that name, id, or beginning of an id that only one has.
+// Get returns the sandbox of that name, id, or beginning of an id that only one has. That another one is damaged is no error
+// unless none is found.
 func (h *Host) Get(name string) (*Sandbox, error) {
-	all, err := h.List()
-	if err != nil {
-		return nil, err
-	}
+	all, damaged := h.sound()
 	var found []*Sandbox
 	for _, sb := range all {
 		if sb.Name == name || sb.ID == name {
@@ -73,6 +71,9 @@ func (h *Host) Get(name string) (*Sandbox, error) {
 	}
 	switch len(found) {
 	case 0:
+		if damaged != nil {
+			return nil, damaged
+		}
 		return nil, fmt.Errorf("%w: %s: msb-launch ls -a lists them", ErrNoSandbox, name)
 	case 1:
 		return found[0], nil
@@ -84,24 +85,33 @@ func (h *Host) Get(name string) (*Sandbox, error) {
 // List returns all sandboxes, sorted by name. Those that should have been removed when they ended, but whose supervisor
 // was killed, are removed now.
 func (h *Host) List() ([]*Sandbox, error) {
+	all, err := h.sound()
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// sound is List, which goes on when a sandbox cannot be read; the error says so of the last one.
+func (h *Host) sound() (out []*Sandbox, damaged error) {
 	dirs, err := list(h.home)
 	if err != nil {
 		return nil, err
 	}
-	var out []*Sandbox
 	for _, d := range dirs {
 		sb := &Sandbox{host: h, dir: d}
 		if err := readJSON(d.spec(), &sb.Spec); errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
 		} else if err != nil {
-			return nil, fmt.Errorf("sandbox %s is damaged: %w: remove %s", filepath.Base(string(d)), err, d)
+			damaged = fmt.Errorf("sandbox %s is damaged: %w: remove %s", filepath.Base(string(d)), err, d)
+			continue
 		}
 		if sb.Ephemeral && sb.begun() && sb.collect() {
 			continue
 		}
 		out = append(out, sb)
 	}
-	return out, nil
+	return out, damaged
 }
 
 // begun tells whether sb has been run, or should have been by now: one that Create has just made is not started yet.
