@@ -205,3 +205,30 @@ func TestDamagedSandboxIsOneOnly(t *testing.T) {
 		t.Error("List passes over a damaged one")
 	}
 }
+
+// One that removes itself when it is stopped is removed: that is what was asked for.
+func TestRemoveOfAnEphemeralOne(t *testing.T) {
+	h := &Host{home: api.Home(t.TempDir())}
+	d, lock, err := create(h.home, newSpec(t, "once"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := h.Get("once")
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := make(chan error, 1)
+	time.AfterFunc(50*time.Millisecond, func() {
+		removed <- d.remove()
+		lock.Close()
+	})
+	if err := sb.Remove(context.Background(), true); err != nil {
+		t.Error(err)
+	}
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
+	if err := sb.Remove(context.Background(), true); !errors.Is(err, ErrNoSandbox) {
+		t.Errorf("again: %v, want ErrNoSandbox", err)
+	}
+}

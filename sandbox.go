@@ -263,7 +263,7 @@ func (sb *Sandbox) Wait(ctx context.Context) error {
 
 // Remove deletes sb with everything it has written. A running one is killed first if force is true.
 func (sb *Sandbox) Remove(ctx context.Context, force bool) error {
-	for {
+	for stopped := false; ; {
 		lock, err := sb.dir.tryLock()
 		if err == nil {
 			defer lock.Close()
@@ -271,8 +271,12 @@ func (sb *Sandbox) Remove(ctx context.Context, force bool) error {
 		}
 		if errors.Is(err, ErrRunning) && force {
 			if err = sb.Stop(ctx, 0); err == nil {
+				stopped = true
 				continue
 			}
+		}
+		if errors.Is(err, ErrNoSandbox) && stopped {
+			return nil // an ephemeral one: its supervisor has removed it
 		}
 		if errors.Is(err, ErrRunning) {
 			err = fmt.Errorf("%w: stop it first, or use --force", err)
