@@ -65,6 +65,7 @@ func TestUnmountIsOver(t *testing.T) {
 
 // The daemon is somewhere else than its callers: a relative path means nothing to it.
 func TestRelativePathsAreRefused(t *testing.T) {
+	t.Chdir(t.TempDir()) // whatever a daemon that took one would do to it
 	h := newHost(t, registry.Options{})
 	ref := api.ImageRequest{Image: h.image("app:1", testimage.Gzip, "content")}
 	for name, c := range map[string]struct {
