@@ -138,13 +138,12 @@ func (sb *Sandbox) Running() bool { return sb.dir.running() }
 
 // State returns how sb's latest run went, which is the zero State if there was none. A run whose supervisor was killed has
 // not finished, although sb does not run.
-func (sb *Sandbox) State() (State, error) {
+func (sb *Sandbox) State() State {
 	var s State
-	err := readJSON(sb.dir.state(), &s)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s, fmt.Errorf("read state of sandbox %s: %w", sb.Name, err)
+	if readJSON(sb.dir.state(), &s) != nil {
+		return State{} // none yet, or a crash of the machine has damaged it: it is for people only
 	}
-	return s, nil
+	return s
 }
 
 // Upper is the directory that holds what sb has written.
@@ -229,7 +228,7 @@ func (sb *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
 			return sb.Wait(ctx)
 		}
 		// It is still booting, or ending. The process of a run that has finished may be anybody's by now.
-		if s, err := sb.State(); err == nil && s.PID > 0 && s.Finished.IsZero() && !signalled && sb.Running() {
+		if s := sb.State(); s.PID > 0 && s.Finished.IsZero() && !signalled && sb.Running() {
 			if err := syscall.Kill(s.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 				return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
 			}

@@ -148,11 +148,15 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
 		return fmt.Errorf("save sandbox: %w", err)
 	}
-	return os.Rename(tmp, path)
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("save sandbox: %w", err)
+	}
+	return os.Rename(f.Name(), path)
 }
 
 func readJSON(path string, v any) error {

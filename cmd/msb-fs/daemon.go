@@ -17,6 +17,9 @@ import (
 // idleTimeout is how long a daemon that nobody needs stays, unless told otherwise.
 const idleTimeout = 10 * time.Minute
 
+// lockPatience is how long a daemon that is stopping may take before the next one gives up: it unmounts, and closes its cache.
+const lockPatience = 30 * time.Second
+
 func (a *app) daemonCmd() *cobra.Command {
 	var foreground bool
 	var idle time.Duration
@@ -41,7 +44,7 @@ func (a *app) daemonCmd() *cobra.Command {
 				return cli.Usagef("unknown log level %q: use debug, info, warn or error", a.LogLevel)
 			}
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return daemon.Run(cmd.Context(), home, daemon.Options{IdleTimeout: idle, Log: log, Version: version()})
+			return daemon.Run(cmd.Context(), home, daemon.Options{IdleTimeout: idle, LockPatience: lockPatience, Log: log, Version: version()})
 		},
 	}
 	cmd.Flags().BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")

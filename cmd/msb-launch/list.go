@@ -19,8 +19,8 @@ type sandboxInfo struct {
 	State  msb.State `json:"state"`
 }
 
-func info(sb *msb.Sandbox) (sandboxInfo, error) {
-	state, err := sb.State()
+func info(sb *msb.Sandbox) sandboxInfo {
+	state := sb.State()
 	i := sandboxInfo{Spec: sb.Spec, State: state, Upper: sb.Upper()}
 	switch {
 	case sb.Running():
@@ -32,7 +32,7 @@ func info(sb *msb.Sandbox) (sandboxInfo, error) {
 	default:
 		i.Status = "exited"
 	}
-	return i, err
+	return i
 }
 
 func (a *app) lsCmd() *cobra.Command {
@@ -54,10 +54,7 @@ func (a *app) lsCmd() *cobra.Command {
 			}
 			infos := []sandboxInfo{}
 			for _, sb := range sandboxes {
-				i, err := info(sb)
-				if err != nil {
-					return err
-				}
+				i := info(sb)
 				if all || i.Status == "running" {
 					infos = append(infos, i)
 				}
@@ -101,11 +98,7 @@ func (a *app) inspectCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			i, err := info(sb)
-			if err != nil {
-				return err
-			}
-			return cli.JSON(cmd.OutOrStdout(), i)
+			return cli.JSON(cmd.OutOrStdout(), info(sb))
 		},
 	}
 }

@@ -156,9 +156,7 @@ type Event struct {
 	Socket string  `json:"socket,omitempty"`
 	Image  *Image  `json:"image,omitempty"`
 	Layers []Layer `json:"layers,omitempty"`
-	Usage  *Usage  `json:"usage,omitempty"`
 	Error  *Error  `json:"error,omitempty"`
-	Note   string  `json:"note,omitempty"`
 }
 
 // Names of Events.
@@ -170,21 +168,19 @@ const (
 	EventProgress = "progress"       // Layers is set
 	EventMounted  = "mounted"
 	EventComplete = "complete" // every byte is local
-	EventNote     = "note"
-	EventError    = "error" // the last one
+	EventError    = "error"    // the last one
 )
 
 // Image is a cached, pinned image.
 type Image struct {
-	Reference  string    `json:"reference"`
-	Digest     string    `json:"digest"` // of the platform's manifest
-	Platform   string    `json:"platform"`
-	MediaType  string    `json:"media_type"`
-	Size       int64     `json:"size"` // compressed bytes of all layers
-	Pinned     time.Time `json:"pinned"`
-	Config     []byte    `json:"config,omitempty"` // OCI image config, JSON
-	Layers     []Layer   `json:"layers,omitempty"`
-	References []string  `json:"references,omitempty"`
+	Reference string    `json:"reference"`
+	Digest    string    `json:"digest"` // of the platform's manifest
+	Platform  string    `json:"platform"`
+	MediaType string    `json:"media_type"`
+	Size      int64     `json:"size"` // compressed bytes of all layers
+	Pinned    time.Time `json:"pinned"`
+	Config    []byte    `json:"config,omitempty"` // OCI image config, JSON
+	Layers    []Layer   `json:"layers,omitempty"`
 }
 
 // Layer is a layer's state in the cache.

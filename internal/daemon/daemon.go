@@ -25,8 +25,10 @@ import (
 // Options are a daemon's settings.
 type Options struct {
 	IdleTimeout time.Duration // exit when nothing has been mounted, running, fetched or asked for so long; 0 = never
-	Log         *slog.Logger
-	Version     string
+	// LockPatience is how long a daemon of the same home that is stopping, or that was killed and is not dead yet, is waited for.
+	LockPatience time.Duration
+	Log          *slog.Logger
+	Version      string
 }
 
 // daemon is what the handlers work on.
@@ -65,7 +67,7 @@ func Run(ctx context.Context, home api.Home, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	lock, err := lockHome(ctx, run)
+	lock, err := lockHome(ctx, run, o.LockPatience)
 	if err != nil {
 		return err
 	}
@@ -113,16 +115,13 @@ func cacheLimit(home api.Home) (int64, error) {
 	return chunkcache.DefaultLimit(home.Cache("chunks"))
 }
 
-// lockPatience is how long a daemon that is stopping, or that was killed and is not dead yet, is waited for.
-const lockPatience = 2 * time.Second
-
 // lockHome keeps a second daemon away, from before it touches anything until this one has closed everything.
-func lockHome(ctx context.Context, run string) (*os.File, error) {
+func lockHome(ctx context.Context, run string, patience time.Duration) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(run, "daemon.pid"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock home: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
@@ -179,7 +178,7 @@ func (d *daemon) serve(ctx context.Context, socket string) error {
 	case <-ctx.Done():
 		// New clients must find nobody here, and start the next daemon, before this one is gone.
 		shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		err = srv.Shutdown(shutdown)
+		err = errors.Join(srv.Shutdown(shutdown), srv.Close())
 		cancel()
 		<-served
 	}

@@ -131,7 +131,10 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 		return nil, 0, errors.Join(fmt.Errorf("open %s: %w", img.Reference, err), im.releaseLayers(fresh.layers))
 	}
 	if o := im.join(img.Digest, fresh); o != fresh { // somebody was faster
-		return o, base, errors.Join(fresh.tree.Close(), im.releaseLayers(fresh.layers))
+		if err := errors.Join(fresh.tree.Close(), im.releaseLayers(fresh.layers)); err != nil {
+			im.log.Error("close image", "image", img.Reference, "err", err)
+		}
+		return o, base, nil
 	}
 	return fresh, base, nil
 }
@@ -224,7 +227,10 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 		fresh.lease.Add(key)
 	}
 	if l := im.joinLayer(d.Digest, fresh); l != fresh { // somebody was faster
-		return l, fresh.close()
+		if err := fresh.close(); err != nil {
+			im.log.Error("close layer", "layer", d.Digest, "err", err)
+		}
+		return l, nil
 	}
 	return fresh, nil
 }

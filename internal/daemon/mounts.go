@@ -90,8 +90,8 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 		raw = fs.Raw(m.image.tree)
 		opts.ReadOnly = true
 	} else {
-		if err := os.MkdirAll(m.Upper, 0o755); err != nil {
-			return fmt.Errorf("make upper directory: %w", err)
+		if err := prepareUpper(m.Upper); err != nil {
+			return err
 		}
 		if m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest, Bytes: m.limit}); err != nil {
 			return err
@@ -104,6 +104,22 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 			err = errors.Join(err, m.upper.Close())
 		}
 		return fmt.Errorf("mount %s on %s: %w", m.Reference, m.Dir, err)
+	}
+	return nil
+}
+
+// prepareUpper makes dir if need be. One that holds something else than an upper is refused: what is deleted in the mount
+// would be deleted there.
+func prepareUpper(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make upper directory: %w", err)
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("open upper directory: %w", err)
+	}
+	if _, err := cow.LowerDigest(dir); len(names) > 0 && errors.Is(err, cow.ErrNoUpper) {
+		return &api.Error{Code: api.CodeInvalid, Message: dir + " is neither empty nor an upper directory of ours: use an empty one"}
 	}
 	return nil
 }

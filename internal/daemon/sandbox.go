@@ -21,8 +21,23 @@ func (d *daemon) postSandbox(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := newEvents(w)
-	ctx, fail := context.WithCancelCause(r.Context())
+	err = d.serveSandbox(r.Context(), s, req, out)
+	if err != nil && r.Context().Err() == nil {
+		d.Log.Info("sandbox failed", "id", s.id, "err", err)
+		out.fail(err)
+	}
+	return nil
+}
+
+// serveSandbox serves s, which it forgets in the end, until its VM or ctx ends.
+func (d *daemon) serveSandbox(ctx context.Context, s *sandbox, req api.SandboxRequest, out *events) (err error) {
+	ctx, fail := context.WithCancelCause(ctx)
 	image := d.openLater(ctx, fail, s, req, out)
+	defer func() {
+		fail(nil) // ends openLater, if it is still at it
+		image.close()
+		err = errors.Join(err, d.sandboxes.forget(s))
+	}()
 	err = s.serve(ctx,
 		func() { out.send(api.Event{Name: api.EventSocket, Socket: s.socket}) },
 		func() { out.send(api.Event{Name: api.EventKernelUp}) },
@@ -31,14 +46,7 @@ func (d *daemon) postSandbox(w http.ResponseWriter, r *http.Request) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	fail(nil) // ends openLater, if it is still at it
-	image.close()
-	err = errors.Join(err, d.sandboxes.forget(s))
-	if err != nil && r.Context().Err() == nil {
-		d.Log.Info("sandbox failed", "id", s.id, "err", err)
-		out.fail(err)
-	}
-	return nil
+	return err
 }
 
 // laterImage is an image that is being opened.
