@@ -144,7 +144,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 func (im *images) join(digest string, fresh *openImage) *openImage {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	if o := im.open[digest]; o != nil && o.tree.Err() == nil {
+	if o := im.open[digest]; o != nil && o.sound() {
 		o.refs++
 		o.uses++
 		return o
@@ -153,6 +153,16 @@ func (im *images) join(digest string, fresh *openImage) *openImage {
 		im.open[digest] = fresh
 	}
 	return fresh
+}
+
+// sound tells whether no layer of o has turned out corrupt. The tree hears of it a moment after the layer.
+func (o *openImage) sound() bool {
+	for _, l := range o.layers {
+		if l.Err() != nil {
+			return false
+		}
+	}
+	return o.tree.Err() == nil
 }
 
 // layersFetched returns what has been fetched so far for each open layer, bytes.
