@@ -188,7 +188,7 @@ func (h *Host) dialControl(ctx context.Context, s *Spec, req controlRequest) (ne
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrNotRunning, s.Name)
+		return nil, fmt.Errorf("%w: %s: msb-launch start %s", ErrNotRunning, s.Name, s.Name)
 	}
 	b, err := json.Marshal(req)
 	if err == nil {

@@ -46,6 +46,9 @@ type Options struct {
 	noOwners, noDevices bool
 }
 
+// ErrInUse says that an upper has another server already.
+var ErrInUse = errors.New("it is in use: unmount it, or stop its sandbox, first")
+
 // ErrOtherLower says that an upper belongs to another lower than the one it was to be put over.
 var ErrOtherLower = errors.New("upper belongs to another image")
 

@@ -66,7 +66,7 @@ func openUpper(lower Lower, dir string, o Options) (_ *upper, err error) {
 	}
 	// One server at a time: two would not see each other's changes.
 	if err := unix.Flock(u.private.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("in use by another process: %w", err)
+		return nil, ErrInUse
 	}
 	for name, h := range map[string]**handle{"work": &u.work, "orphans": &u.orphansHandle, "index": &u.indexHandle, "ranges": &u.rangesHandle} {
 		if *h, err = u.subdir(u.private, name); err != nil {

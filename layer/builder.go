@@ -66,6 +66,7 @@ func (b *builder) check(e *Entry) error {
 			return refused("symbolic link %q has an empty, too long or NUL-bearing target", short(e.Name))
 		}
 		e.Size = int64(len(e.Linkname))
+		e.Mode = unix.S_IFLNK | 0o777 // whatever the tar says: no unpacker could keep it (symlink(7))
 	default:
 		e.Linkname = ""
 	}

@@ -35,6 +35,7 @@ func genTar(t *rapid.T) []byte {
 		case 0:
 			h.Typeflag = tar.TypeDir
 		case 1:
+			h.Mode = 0o777 // the only one there is
 			h.Typeflag, h.Linkname = tar.TypeSymlink, rapid.SampledFrom([]string{"a", "../..", "/etc", "\xfe"}).Draw(t, "target")
 		case 2:
 			h.Typeflag, h.Linkname = tar.TypeLink, name.Draw(t, "target")

@@ -140,7 +140,7 @@ func hint(err error, host string) string {
 	case ErrNotFound:
 		return "check the name and the tag"
 	case ErrUnauthorized:
-		return fmt.Sprintf("check the name, or log in with: msb-fs login %s", displayHost(host))
+		return fmt.Sprintf("check the name, or log in with: msb-fs login %s -u USER --password-stdin", displayHost(host))
 	case ErrUnreachable:
 		return "check the network and the registry's name, or try again later"
 	case ErrDigest:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -85,6 +86,9 @@ func mountPoint(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real, nil
+	}
 	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
 	if err != nil {
 		return "", fmt.Errorf("mount point %s: %w", dir, err)
@@ -104,16 +108,15 @@ func (a *app) umountCmd() *cobra.Command {
 				return err
 			}
 			defer client.Close()
+			var errs []error
 			for _, arg := range args {
 				dir, err := mountPoint(arg)
-				if err != nil {
-					return err
+				if err == nil {
+					err = client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+url.Values{"dir": {dir}}.Encode(), nil, nil)
 				}
-				if err := client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+url.Values{"dir": {dir}}.Encode(), nil, nil); err != nil {
-					return err
-				}
+				errs = append(errs, err)
 			}
-			return nil
+			return errors.Join(errs...)
 		},
 	}
 }

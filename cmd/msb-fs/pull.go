@@ -26,6 +26,7 @@ func (a *app) pullCmd() *cobra.Command {
 		},
 	}
 	registry.Register(cmd, "policy")
+	registry.Alias(cmd, "pull") // what other commands, and messages, call it
 	cmd.Flags().BoolVar(&req.Lazy, "lazy", false, "resolve and index only")
 	cmd.Flags().BoolVarP(&req.Force, "force", "f", false, "fetch again what is cached")
 	return cmd

@@ -78,6 +78,9 @@ func statusText(i sandboxInfo) string {
 	case "running":
 		return "running for " + time.Since(i.State.Started).Round(time.Second).String()
 	case "exited":
+		if i.State.Error != "" {
+			return "failed"
+		}
 		return fmt.Sprintf("exited (%d)", i.State.ExitCode)
 	default:
 		return i.Status

@@ -46,7 +46,7 @@ func (a *app) runCmd() *cobra.Command {
 		Use:   "run [OPTIONS] IMAGE [ARG...]",
 		Short: "Run a command in a new sandbox",
 		Long: "Run a command in a new sandbox. Standard input, output, error and the exit status are the command's. ARG... replaces the\n" +
-			"image's CMD and keeps its ENTRYPOINT. The sandbox is removed when the command ends, unless it has a --name.",
+			"image's CMD and keeps its ENTRYPOINT. The sandbox is removed when the command ends, unless it has a --name or runs detached.",
 		Example: "  msb-launch run python -- python3 -c 'print(1)'\n  msb-launch run -it --name dev debian bash\n  echo hello | msb-launch run -i alpine cat",
 		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.run(cmd, &f, args) },

@@ -66,7 +66,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string, failed func(co
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &usage):
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %s; see %s --help\n", root.Name(), Line(err), root.Name())
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %s; see %s --help\n", root.Name(), Line(err), cmd.CommandPath())
 		return ExitUsage
 	case errors.Is(err, context.Canceled): // by a signal: nothing else cancels a command
 		fmt.Fprintf(root.ErrOrStderr(), "%s: interrupted\n", root.Name())

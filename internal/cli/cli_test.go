@@ -19,7 +19,7 @@ func TestRun(t *testing.T) {
 	}{
 		{nil, 0, ""},
 		{Status(7), 7, ""},
-		{Usagef("bad %s", "flag"), ExitUsage, "prog: bad flag; see prog --help\n"},
+		{Usagef("bad %s", "flag"), ExitUsage, "prog: bad flag; see prog do --help\n"},
 		{io.EOF, 125, "prog: EOF\n"},
 		{errors.Join(io.EOF, io.ErrClosedPipe), 125, "prog: EOF; io: read/write on closed pipe\n"},
 	} {

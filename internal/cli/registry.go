@@ -38,6 +38,12 @@ func (r *Registry) Register(cmd *cobra.Command, pullFlag string) {
 	f.StringVar(&r.platform, "platform", "", "os/arch[/variant] to choose (default the host's)")
 }
 
+// Alias adds a hidden flag that does what the one for the pull policy does.
+func (r *Registry) Alias(cmd *cobra.Command, name string) {
+	cmd.Flags().StringVar(&r.pull, name, api.PullIfMissing, "")
+	cmd.Flags().Lookup(name).Hidden = true
+}
+
 // Request is a request for image with the flags' settings.
 func (r *Registry) Request(cmd *cobra.Command, home api.Home, image string) (api.ImageRequest, error) {
 	req := api.ImageRequest{Image: image, Pull: r.pull}

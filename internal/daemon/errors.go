@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"syscall"
 
+	"github.com/microsandbox/msb-fs/cow"
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/layer"
 	"github.com/microsandbox/msb-fs/remote"
@@ -28,6 +29,7 @@ func toError(err error) *api.Error {
 		{remote.ErrDigest, api.CodeCorrupt},
 		{layer.ErrCorrupt, api.CodeCorrupt},
 		{syscall.ENOENT, api.CodeNotFound},
+		{cow.ErrInUse, api.CodeInUse},
 	} {
 		if errors.Is(err, known.is) {
 			return &api.Error{Code: known.code, Message: err.Error()}

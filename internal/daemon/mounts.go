@@ -70,7 +70,7 @@ func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.Mou
 func (ms *mounts) reserve(m *mount) error {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
-	if ms.byDir[m.Dir] != nil {
+	if ms.byDir[m.Dir] != nil || mountedByUs(m.Dir) {
 		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%s has an image mounted: msb-fs umount %s", m.Dir, m.Dir)}
 	}
 	ms.byDir[m.Dir] = m
@@ -228,6 +228,13 @@ func (ms *mounts) cleanUp(ctx context.Context) []string {
 // dead tells whether a mount of ours, whose server is gone, is on dir. Somebody else's is never touched, nor one of ours that
 // answers: it is another daemon's.
 func dead(dir string) bool {
+	// What stat says may be in the kernel's cache; this asks the server (fuse_statfs).
+	var st unix.Statfs_t
+	return mountedByUs(dir) && unix.Statfs(dir, &st) != nil
+}
+
+// mountedByUs tells whether the topmost mount on dir is one of msb-fs, whichever daemon's.
+func mountedByUs(dir string) bool {
 	mounted, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return false
@@ -240,7 +247,5 @@ func dead(dir string) bool {
 			ours = strings.Contains(line, " - fuse.msb ") // the last one is on top
 		}
 	}
-	// What stat says may be in the kernel's cache; this asks the server (fuse_statfs).
-	var st unix.Statfs_t
-	return ours && unix.Statfs(dir, &st) != nil
+	return ours
 }

@@ -1,15 +1,16 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"sync"
-	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/remote"
 )
 
-// registries hands out the client of all registries, a new one whenever config.json has changed. Images that are open keep
+// registries hands out the client of all registries, a new one whenever config.json or the kept logins have changed. Images that are open keep
 // the client they were opened with. It is safe for concurrent use.
 type registries struct {
 	path   string // of config.json
@@ -18,9 +19,8 @@ type registries struct {
 	mu      sync.Mutex
 	current *remote.Client
 	parsed  *remote.Config // current's
-	changed time.Time      // config.json's mtime when current was made; zero when there was none
-	size    int64
-	past    remote.Stats // of clients that current has replaced
+	made    string         // stamp of the files that current was made of
+	past    remote.Stats   // of clients that current has replaced
 }
 
 // client returns the client, and a as it understands it.
@@ -37,14 +37,10 @@ func (r *registries) config() (*remote.Config, error) {
 }
 
 func (r *registries) load() (*remote.Client, *remote.Config, error) {
-	var changed time.Time
-	var size int64
-	if fi, err := os.Stat(r.path); err == nil {
-		changed, size = fi.ModTime(), fi.Size()
-	}
+	now := stamp(r.path, r.logins.File)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.current != nil && r.changed.Equal(changed) && r.size == size {
+	if r.current != nil && r.made == now {
 		return r.current, r.parsed, nil
 	}
 	config, err := remote.LoadConfig(r.path)
@@ -55,8 +51,20 @@ func (r *registries) load() (*remote.Client, *remote.Config, error) {
 		r.past = r.past.Add(r.current.Stats())
 	}
 	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins})
-	r.parsed, r.changed, r.size = config, changed, size
+	r.parsed, r.made = config, now
 	return r.current, config, nil
+}
+
+// stamp changes when one of the files does: config.json, or the credentials that login keeps, which a client remembers.
+func stamp(paths ...string) string {
+	var b strings.Builder
+	for _, p := range paths {
+		if fi, err := os.Stat(p); err == nil {
+			fmt.Fprintf(&b, "%d %d,", fi.ModTime().UnixNano(), fi.Size())
+		}
+		b.WriteByte(';')
+	}
+	return b.String()
 }
 
 // stats are the counters of all clients there have been.
