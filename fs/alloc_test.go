@@ -1,3 +1,7 @@
+//go:build !race
+
+// Under the race detector sync.Pool drops what it is given at random, which is an allocation.
+
 package fs
 
 import (

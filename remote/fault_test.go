@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,14 +214,14 @@ func TestRegistryDown(t *testing.T) {
 
 func TestNoSuchHost(t *testing.T) {
 	checkLeaks(t)
-	lookups := 0
+	var lookups atomic.Int32 // connections are made ahead of need, several at once
 	c := newTestClient(t, Options{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		lookups++
+		lookups.Add(1)
 		return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: "registry.invalid", IsNotFound: true}}
 	}})
 	c.sleep = func(ctx context.Context, d time.Duration) error { return ctx.Err() }
 	_, err := c.Resolve(context.Background(), "registry.invalid/a/b:1", amd64)
-	if !errors.Is(err, ErrUnreachable) || lookups == 0 {
+	if !errors.Is(err, ErrUnreachable) || lookups.Load() == 0 {
 		t.Errorf("got %v", err)
 	}
 	if want := "no such host"; err != nil && !bytes.Contains([]byte(err.Error()), []byte(want)) {
