@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Pull policies, as CLI.md and microsandbox spell them.
+// Pull policies, as microsandbox spells them.
 const (
 	PullIfMissing = "if-missing"
 	PullAlways    = "always"

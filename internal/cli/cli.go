@@ -17,7 +17,7 @@ import (
 	"github.com/microsandbox/msb-fs/internal/api"
 )
 
-// Exit statuses (CLI.md).
+// Exit statuses, beside those of the commands that are run.
 const (
 	ExitFailed = 1
 	ExitUsage  = 2
