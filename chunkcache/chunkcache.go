@@ -163,7 +163,7 @@ func (c *Cache) begin() error {
 			return err
 		}
 	}
-	if clean && known {
+	if clean && (known || len(c.segs.list()) == 0) {
 		c.recovered.Store(true)
 		return nil
 	}

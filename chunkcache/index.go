@@ -18,7 +18,7 @@ type shard struct {
 	mu      sync.RWMutex
 	entries map[Key]*entry  // guarded by mu; a dead one says that the index still has to forget the chunk
 	flights map[Key]*flight // guarded by mu; chunks being filled
-	deletes uint64          // guarded by mu; how often an entry died
+	changes uint64          // guarded by mu; how often an entry died, or left memory: what the index said before may be old
 
 	hits atomic.Int64
 
@@ -40,7 +40,8 @@ func (c *Cache) find(k *Key) (*entry, error) {
 	e := s.entries[*k]
 	s.mu.RUnlock()
 	if e == nil {
-		return c.load(k)
+		e, _, err := c.load(k)
+		return e, err
 	}
 	if e.dead.Load() {
 		return nil, nil
@@ -48,40 +49,44 @@ func (c *Cache) find(k *Key) (*entry, error) {
 	return e, nil
 }
 
-// load brings the entry of chunk k from the index into memory.
-func (c *Cache) load(k *Key) (*entry, error) {
+// load brings the entry of chunk k from the index into memory. Where there is none, that is so as long as the shard's
+// changes are those it answers: while memory knows nothing of a chunk the index knows all of it, and whatever has
+// happened to the chunk since is in memory, or has left it, which is counted.
+func (c *Cache) load(k *Key) (e *entry, changes uint64, err error) {
 	s := c.shard(k)
 	for {
 		s.mu.RLock()
-		before := s.deletes
+		changes = s.changes
+		e := s.entries[*k]
 		s.mu.RUnlock()
+		if e != nil {
+			if e.dead.Load() {
+				e = nil
+			}
+			return e, changes, nil
+		}
 		r, err := c.lookup(*k)
 		if err != nil {
-			return nil, err
+			return nil, changes, err
+		}
+		s.mu.Lock()
+		if s.entries[*k] != nil || s.changes != changes {
+			s.mu.Unlock()
+			continue
 		}
 		var g *segment
 		if r.size > 0 {
 			g = c.segs.get(r.seg)
 		}
-		s.mu.Lock()
-		if e := s.entries[*k]; e != nil || g == nil {
-			s.mu.Unlock()
-			if e == nil || e.dead.Load() {
-				return nil, nil
-			}
-			return e, nil
+		if g != nil {
+			e = &entry{seg: g, off: int64(r.off), size: int64(r.size), suspect: r.epoch != c.epoch || len(r.sums) == 0}
+			e.used.Store(r.used)
+			e.saved.Store(r.used)
+			s.entries[*k] = e
+			c.trim(s)
 		}
-		if s.deletes != before { // what was looked up may have been deleted since
-			s.mu.Unlock()
-			continue
-		}
-		e := &entry{seg: g, off: int64(r.off), size: int64(r.size), suspect: r.epoch != c.epoch || len(r.sums) == 0}
-		e.used.Store(r.used)
-		e.saved.Store(r.used)
-		s.entries[*k] = e
-		c.trim(s)
 		s.mu.Unlock()
-		return e, nil
+		return e, changes, nil
 	}
 }
 
@@ -106,26 +111,44 @@ func (c *Cache) lookup(k Key) (r record, err error) {
 	return r, nil
 }
 
-// insert makes e the entry of chunk k and has it indexed. Where somebody else has stored the chunk meanwhile it answers
-// that entry instead.
-func (c *Cache) insert(k Key, e *entry, sums []uint32) (other *entry) {
+// insert makes e the entry of chunk k and has it indexed. Where the cache has the chunk meanwhile it answers that entry
+// instead.
+func (c *Cache) insert(k Key, e *entry, sums []uint32) (other *entry, err error) {
 	s := c.shard(&k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if cur := s.entries[k]; cur != nil && !cur.dead.Load() {
-		return cur
+	for {
+		other, changes, err := c.load(&k)
+		if other != nil || err != nil {
+			return other, err
+		}
+		s.mu.Lock()
+		if cur := s.entries[k]; cur != nil && cur.dead.Load() || cur == nil && s.changes == changes {
+			c.put(s, k, e, sums)
+			s.mu.Unlock()
+			return nil, nil
+		}
+		s.mu.Unlock()
 	}
-	c.put(s, k, e, sums)
-	return nil
 }
 
 // adopt is insert for a record found in a file. The place of a chunk that is just being deleted is left alone.
-func (c *Cache) adopt(k Key, e *entry) {
+func (c *Cache) adopt(k Key, e *entry) error {
 	s := c.shard(&k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.entries[k] == nil {
-		c.put(s, k, e, nil)
+	for {
+		other, changes, err := c.load(&k)
+		if other != nil || err != nil {
+			return err
+		}
+		s.mu.Lock()
+		cur := s.entries[k]
+		if cur == nil && s.changes == changes {
+			c.put(s, k, e, nil)
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		if cur != nil {
+			return nil
+		}
 	}
 }
 
@@ -145,7 +168,7 @@ func (c *Cache) replace(k Key, e, to *entry, sums []uint32) bool {
 	if s.entries[k] != e || e.dead.Load() {
 		return false
 	}
-	s.deletes++ // who is looking e up must look again
+	s.changes++ // who is looking e up must look again
 	s.entries[k] = to
 	c.commits.add(op{kind: opPut, key: k, e: to, record: c.record(to, sums)})
 	e.dead.Store(true)
@@ -177,7 +200,7 @@ func (c *Cache) remove(k Key, e *entry) bool {
 		s.mu.Unlock()
 		return false
 	}
-	s.deletes++
+	s.changes++
 	e.dead.Store(true)
 	c.commits.add(op{kind: opDelete, key: k, e: e})
 	s.mu.Unlock()
@@ -202,6 +225,8 @@ func (c *Cache) trim(s *shard) {
 			continue
 		}
 		delete(s.entries, k)
+		s.changes++
+		e.dead.Store(true) // who reads from it must look again: another entry may be made, and deleted
 		if len(s.entries) <= limit/2 {
 			return
 		}

@@ -56,18 +56,13 @@ func (c *Cache) indexAll(ctx context.Context, all []*segment) error {
 // index adds all chunks of g to the index that it does not have.
 func (c *Cache) index(ctx context.Context, g *segment) error {
 	return g.scan(ctx, func(h header, off int64) error {
-		e, err := c.find(&h.key)
-		if err != nil || e != nil {
-			return err
-		}
 		if !c.commits.room() {
 			return c.commits.flush()
 		}
-		e = &entry{seg: g, off: off, size: int64(h.size), suspect: true}
+		e := &entry{seg: g, off: off, size: int64(h.size), suspect: true}
 		e.used.Store(c.clock.Load())
 		e.saved.Store(c.clock.Load())
-		c.adopt(h.key, e)
-		return nil
+		return c.adopt(h.key, e)
 	})
 }
 

@@ -86,7 +86,13 @@ func (c *Cache) store(k Key, data []byte) (added bool) {
 	e.checked.Store(allBlocks)
 	e.used.Store(c.clock.Load())
 	e.saved.Store(c.clock.Load())
-	if other := c.insert(k, e, blockSums(data)); other != nil {
+	other, err := c.insert(k, e, blockSums(data))
+	if err != nil {
+		c.segs.free(e)
+		c.full.set(c, err)
+		return false
+	}
+	if other != nil {
 		if other.seg != g || other.off != off { // else a rebuild was quicker to find the record
 			c.segs.free(e)
 		}
