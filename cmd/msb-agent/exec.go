@@ -89,13 +89,20 @@ func (s *server) start(p *agentproto.Process, streams stdio) (*process, *agentpr
 	return proc, nil
 }
 
+// How many files a process may open: the kernel's own limit to begin with, since some programs close every number below it,
+// and as many as in a container for those that ask.
+const (
+	softFiles = 1024
+	maxFiles  = 1 << 20
+)
+
 // forkWith forks with p's umask and limits, which a child takes over from the process it comes from. The reaper's
 // lock keeps other children from being forked meanwhile.
 func forkWith(p *agentproto.Process, path string, attr *syscall.ProcAttr) (int, error) {
 	if p.Umask != nil {
 		defer syscall.Umask(syscall.Umask(int(*p.Umask & 0o777)))
 	}
-	for _, l := range p.Rlimits {
+	for _, l := range append([]agentproto.Rlimit{{Resource: syscall.RLIMIT_NOFILE, Soft: softFiles, Hard: maxFiles}}, p.Rlimits...) {
 		var old syscall.Rlimit
 		if err := syscall.Getrlimit(l.Resource, &old); err != nil {
 			return 0, fmt.Errorf("resource limit %d: %w", l.Resource, err)

@@ -26,6 +26,7 @@ func applySetup(s agentproto.Setup) error {
 			return fmt.Errorf("set the host name: %w", err)
 		}
 	}
+	raiseLimits()
 	for _, module := range s.Modules {
 		if err := loadModule(module); err != nil {
 			return fmt.Errorf("load kernel module %s: %w", module.Name, err)
@@ -43,6 +44,18 @@ func applySetup(s agentproto.Setup) error {
 		}
 	}
 	return nil
+}
+
+// raiseLimits gives every process what it would have in a container: the kernel's own defaults are for a computer that many
+// people share. It is no reason to fail.
+func raiseLimits() {
+	syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: maxFiles, Max: maxFiles})
+	for name, value := range map[string]string{
+		"net/ipv4/ip_unprivileged_port_start": "0",            // nobody else's ports are here
+		"net/ipv4/ping_group_range":           "0 2147483647", // ping needs no privilege
+	} {
+		os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+	}
 }
 
 // loadModule hands the kernel the module, which the kernel can unpack itself.

@@ -18,7 +18,9 @@ type identity struct {
 }
 
 // lookupUser resolves user[:group] from the image's own /etc/passwd and /etc/group as Docker does: a number needs
-// no entry, a name does; without a group the primary one and all that list the user count; with one, only that.
+// no entry, a name does; without a group the primary one and all that list the user count; with one, only that. The
+// primary group is one of the supplementary groups too, as after login(1): without it a set-group-id program could drop
+// what a file's mode denies to that group (CVE-2022-36109).
 func lookupUser(spec string, extra []string) (identity, error) {
 	passwd, err := openOrEmpty("/etc/passwd")
 	if err != nil {
@@ -102,12 +104,28 @@ func resolveUser(spec string, extra []string, passwd, group io.Reader) (identity
 		}
 		id.groups = append(id.groups, gid)
 	}
+	id.groups = distinct(append([]uint32{id.gid}, id.groups...))
 	return id, nil
 }
+
+// distinct drops all but the first of equal numbers.
+func distinct(gids []uint32) []uint32 {
+	out := gids[:0]
+	for _, gid := range gids {
+		if !slices.Contains(out, gid) {
+			out = append(out, gid)
+		}
+	}
+	return out
+}
+
+// maxLine bounds a line of /etc/passwd and /etc/group, bytes: a group may list thousands of users.
+const maxLine = 1 << 20
 
 // eachLine calls fn with the fields of every well-formed line until it returns false.
 func eachLine(r io.Reader, fields int, fn func([]string) bool) {
 	s := bufio.NewScanner(r)
+	s.Buffer(nil, maxLine)
 	for s.Scan() {
 		line := strings.TrimSpace(s.Text())
 		if line == "" || line[0] == '#' {
