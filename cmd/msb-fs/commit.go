@@ -37,20 +37,18 @@ func (a *app) diffCmd() *cobra.Command {
 			if len(args) == 2 {
 				req.Image = args[1]
 			}
-			client, err := a.Connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			body, trailer, err := client.Raw(cmd.Context(), "POST", "/v1/diff", req)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			changes, err := decodeChanges(body)
-			if err == nil {
-				err = trailer()
-			}
+			var changes []api.Change
+			err = a.withDaemon(cmd, func(client *api.Client) error {
+				body, trailer, err := client.Raw(cmd.Context(), "POST", "/v1/diff", req)
+				if err != nil {
+					return err
+				}
+				defer body.Close()
+				if changes, err = decodeChanges(body); err != nil {
+					return err
+				}
+				return trailer()
+			})
 			if err != nil {
 				return err
 			}
@@ -124,13 +122,11 @@ func (a *app) commitCmd() *cobra.Command {
 			if err := target(&req, args[1]); err != nil {
 				return err
 			}
-			client, err := a.Connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
 			var made api.Committed
-			if err := client.Call(cmd.Context(), "POST", "/v1/commit", req, &made); err != nil {
+			err = a.withDaemon(cmd, func(client *api.Client) error {
+				return client.Call(cmd.Context(), "POST", "/v1/commit", req, &made)
+			})
+			if err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), made.Digest)

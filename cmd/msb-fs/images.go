@@ -13,14 +13,21 @@ import (
 	"github.com/microsandbox/msb-fs/internal/cli"
 )
 
-// ask gets what the daemon has at path.
-func (a *app) ask(cmd *cobra.Command, path string, into any) error {
+// withDaemon runs fn with a client of the daemon.
+func (a *app) withDaemon(cmd *cobra.Command, fn func(*api.Client) error) error {
 	client, err := a.Connect(cmd.Context())
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	return client.Call(cmd.Context(), "GET", path, nil, into)
+	return fn(client)
+}
+
+// ask gets what the daemon has at path.
+func (a *app) ask(cmd *cobra.Command, path string, into any) error {
+	return a.withDaemon(cmd, func(client *api.Client) error {
+		return client.Call(cmd.Context(), "GET", path, nil, into)
+	})
 }
 
 func (a *app) imagesCmd() *cobra.Command {
@@ -104,10 +111,5 @@ func (a *app) withImage(cmd *cobra.Command, registry *cli.Registry, image string
 	if err != nil {
 		return err
 	}
-	client, err := a.Connect(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	return fn(client, req)
+	return a.withDaemon(cmd, func(client *api.Client) error { return fn(client, req) })
 }

@@ -66,16 +66,13 @@ func (a *app) mount(cmd *cobra.Command, registry *cli.Registry, req api.MountReq
 			return err
 		}
 	}
-	client, err := a.Connect(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	return client.Stream(cmd.Context(), "POST", "/v1/mounts", req, func(e api.Event) error {
-		if timing {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%9.1f ms  %s\n", float64(time.Since(start).Microseconds())/1000, e.Name)
-		}
-		return nil
+	return a.withDaemon(cmd, func(client *api.Client) error {
+		return client.Stream(cmd.Context(), "POST", "/v1/mounts", req, func(e api.Event) error {
+			if timing {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%9.1f ms  %s\n", float64(time.Since(start).Microseconds())/1000, e.Name)
+			}
+			return nil
+		})
 	})
 }
 
@@ -103,20 +100,17 @@ func (a *app) umountCmd() *cobra.Command {
 		Example: "  msb-fs umount /mnt",
 		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := a.Connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			var errs []error
-			for _, arg := range args {
-				dir, err := mountPoint(arg)
-				if err == nil {
-					err = client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+url.Values{"dir": {dir}}.Encode(), nil, nil)
+			return a.withDaemon(cmd, func(client *api.Client) error {
+				var errs []error
+				for _, arg := range args {
+					dir, err := mountPoint(arg)
+					if err == nil {
+						err = client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+url.Values{"dir": {dir}}.Encode(), nil, nil)
+					}
+					errs = append(errs, err)
 				}
-				errs = append(errs, err)
-			}
-			return errors.Join(errs...)
+				return errors.Join(errs...)
+			})
 		},
 	}
 }

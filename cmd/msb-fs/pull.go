@@ -33,7 +33,6 @@ func (a *app) pullCmd() *cobra.Command {
 }
 
 func (a *app) pull(cmd *cobra.Command, registry *cli.Registry, req api.PullRequest, refs []string) error {
-	ctx := cmd.Context()
 	home, err := a.Home()
 	if err != nil {
 		return err
@@ -43,21 +42,18 @@ func (a *app) pull(cmd *cobra.Command, registry *cli.Registry, req api.PullReque
 	if err != nil {
 		return err
 	}
-	client, err := a.Connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	for _, ref := range refs {
-		req.ImageRequest = settings
-		req.Image = ref
-		digest, err := a.pullOne(ctx, client, cmd.ErrOrStderr(), req)
-		if err != nil {
-			return err
+	return a.withDaemon(cmd, func(client *api.Client) error {
+		for _, ref := range refs {
+			req.ImageRequest = settings
+			req.Image = ref
+			digest, err := a.pullOne(cmd.Context(), client, cmd.ErrOrStderr(), req)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), digest)
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), digest)
-	}
-	return nil
+		return nil
+	})
 }
 
 // pullOne pulls req.Image and returns its manifest digest; progress goes to w.

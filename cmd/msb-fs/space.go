@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -12,61 +13,68 @@ import (
 )
 
 func (a *app) rmiCmd() *cobra.Command {
+	var out cli.Output
 	var platform string
 	cmd := &cobra.Command{
-		Use:   "rmi IMAGE...",
-		Short: "Forget images, and remove what only they need from the cache",
-		Args:  cli.Args(cobra.MinimumNArgs(1)),
+		Use:     "rmi [OPTIONS] IMAGE...",
+		Short:   "Forget images, and remove what only they need from the cache",
+		Example: "  msb-fs rmi python:3.12\n  msb-fs rmi --platform linux/arm64 python:3.12",
+		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := a.Connect(cmd.Context())
-			if err != nil {
+			all := api.Freed{Images: []api.Removed{}}
+			err := a.withDaemon(cmd, func(client *api.Client) error {
+				var errs []error
+				for _, ref := range args {
+					var freed api.Freed
+					q := url.Values{"ref": {ref}, "platform": {platform}}
+					errs = append(errs, client.Call(cmd.Context(), "DELETE", "/v1/images?"+q.Encode(), nil, &freed))
+					all.Images, all.Bytes = append(all.Images, freed.Images...), all.Bytes+freed.Bytes
+				}
+				return errors.Join(errs...)
+			})
+			if len(all.Images) == 0 && err != nil {
 				return err
 			}
-			defer client.Close()
-			for _, ref := range args {
-				var freed api.Freed
-				q := url.Values{"ref": {ref}, "platform": {platform}}
-				if err := client.Call(cmd.Context(), "DELETE", "/v1/images?"+q.Encode(), nil, &freed); err != nil {
-					return err
-				}
-				a.printFreed(cmd, freed)
-			}
-			return nil
+			return errors.Join(err, a.printFreed(cmd, out, all))
 		},
 	}
+	out.Register(cmd.Flags())
 	cmd.Flags().StringVar(&platform, "platform", "", "the platform that the image was pulled for, if one was named")
 	return cmd
 }
 
-func (a *app) printFreed(cmd *cobra.Command, freed api.Freed) {
-	for _, ref := range freed.Images {
-		fmt.Fprintln(cmd.OutOrStdout(), ref)
-	}
-	a.Notef(cmd, "freed %s", cli.Bytes(freed.Bytes))
+func (a *app) printFreed(cmd *cobra.Command, out cli.Output, freed api.Freed) error {
+	return out.Print(cmd.OutOrStdout(), freed, func(w io.Writer) error {
+		for _, ref := range freed.Images {
+			fmt.Fprintln(w, ref)
+		}
+		a.Notef(cmd, "freed %s", cli.Bytes(freed.Bytes))
+		return nil
+	})
 }
 
 func (a *app) pruneCmd() *cobra.Command {
+	var out cli.Output
 	var req api.PruneRequest
 	cmd := &cobra.Command{
-		Use:   "prune",
+		Use:   "prune [OPTIONS]",
 		Short: "Remove what no image, mount or sandbox needs from the cache",
 		Long: "Remove what no image, mount or sandbox needs from the cache. Images that have been pulled stay, unless --all is given;\n" +
 			"their references are then printed.",
-		Args: cli.Args(cobra.NoArgs),
+		Example: "  msb-fs prune\n  msb-fs prune --all --chunks",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := a.Connect(cmd.Context())
+			var freed api.Freed
+			err := a.withDaemon(cmd, func(client *api.Client) error {
+				return client.Call(cmd.Context(), "POST", "/v1/prune", req, &freed)
+			})
 			if err != nil {
 				return err
 			}
-			defer client.Close()
-			var freed api.Freed
-			if err := client.Call(cmd.Context(), "POST", "/v1/prune", req, &freed); err != nil {
-				return err
-			}
-			a.printFreed(cmd, freed)
-			return nil
+			return a.printFreed(cmd, out, freed)
 		},
 	}
+	out.Register(cmd.Flags())
 	cmd.Flags().BoolVarP(&req.All, "all", "a", false, "forget every image that is not in use and that no sandbox is made of")
 	cmd.Flags().BoolVar(&req.Chunks, "chunks", false, "drop the contents of images that are not in use: they are fetched again when needed")
 	return cmd
@@ -110,13 +118,11 @@ func (a *app) verifyCmd() *cobra.Command {
 		Short: "Check every cached chunk against its digest; wrong ones are dropped, and fetched again when they are needed",
 		Args:  cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := a.Connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
 			var v api.Verified
-			if err := client.Call(cmd.Context(), "POST", "/v1/verify", nil, &v); err != nil {
+			err := a.withDaemon(cmd, func(client *api.Client) error {
+				return client.Call(cmd.Context(), "POST", "/v1/verify", nil, &v)
+			})
+			if err != nil {
 				return err
 			}
 			return out.Print(cmd.OutOrStdout(), v, func(w io.Writer) error {

@@ -124,8 +124,22 @@ type PruneRequest struct {
 
 // Freed is what has been removed.
 type Freed struct {
-	Images []string `json:"images"` // references
-	Bytes  int64    `json:"bytes"`  // of disk that chunks took
+	Images []Removed `json:"images"`
+	Bytes  int64     `json:"bytes"` // of disk
+}
+
+// Removed is a reference that is not cached any more.
+type Removed struct {
+	Reference string `json:"reference"`
+	Platform  string `json:"platform,omitempty"` // that it was pulled for, if one was named
+}
+
+// String is r as users see it: one reference can have been pulled for several platforms.
+func (r Removed) String() string {
+	if r.Platform == "" {
+		return r.Reference
+	}
+	return r.Reference + " (" + r.Platform + ")"
 }
 
 // DiskUsage is what a home directory takes, bytes of disk where not said otherwise.

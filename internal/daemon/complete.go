@@ -46,7 +46,7 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 		return
 	}
 	c.tasks.run(o.Reference, func(ctx context.Context) {
-		for _, err := range completeAll(ctx, layers, completeTries) {
+		for _, err := range c.all(ctx, layers, completeTries) {
 			if err != nil && ctx.Err() == nil {
 				c.log.Warn("image stays incomplete", "image", o.Reference, "err", err)
 			}
@@ -57,14 +57,14 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 	})
 }
 
-// completeAll completes all layers at once, each in so many tries, and returns the error of each.
-func completeAll(ctx context.Context, layers []*openLayer, tries int) []error {
+// all completes all layers at once, each in so many tries, and returns the error of each.
+func (c *completer) all(ctx context.Context, layers []*openLayer, tries int) []error {
 	ctx = priority.With(ctx, priority.Background)
 	errs := make([]error, len(layers))
 	var wg sync.WaitGroup
 	for i, l := range layers {
 		wg.Go(func() {
-			errs[i] = completeLayer(ctx, l, tries)
+			errs[i] = recovered(c.log, func() error { return completeLayer(ctx, l, tries) })
 		})
 	}
 	wg.Wait()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ type Options struct {
 	IdleTimeout time.Duration // exit when nothing has been mounted, running, fetched or asked for so long; 0 = never
 	// LockPatience is how long a daemon of the same home that is stopping, or that was killed and is not dead yet, is waited for.
 	LockPatience time.Duration
+	StopPatience time.Duration // how long what is under way may take to end once the daemon stops; 0 = 20 s
 	Log          *slog.Logger
 	Version      string
 }
@@ -46,61 +48,100 @@ type daemon struct {
 	requests  atomic.Int64 // under way
 	lastUse   atomic.Int64 // Unix nanoseconds of the end of the last request
 	stop      context.CancelFunc
+	dir       string         // of sockets
+	closers   []func() error // of what is open, in the order of opening
 }
 
 // memoryLimit is what the garbage collector keeps the daemon's heap to if it can, bytes: it works harder near it instead of
 // letting a burst of fetches double the heap.
 const memoryLimit = 128 << 20
 
+// defaultStopPatience is less than a successor waits for its predecessor, and than a client for a daemon it stops.
+const defaultStopPatience = 20 * time.Second
+
+// ErrStuck is what Run fails with when something did not end although the daemon stops: the home is then still locked and its
+// cache open, and the caller has to exit the process, which frees both. Nothing is lost by that, as by no kill.
+var ErrStuck = errors.New("something does not end")
+
 // Run serves home until ctx is done, it has been idle for long, or a client stops it. It fails when another daemon
 // already serves home.
-func Run(ctx context.Context, home api.Home, o Options) (err error) {
+func Run(ctx context.Context, home api.Home, o Options) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	debug.SetMemoryLimit(memoryLimit)
+	d, err := open(ctx, stop, home, o)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// open takes over home. stop is what ends ctx.
+func open(ctx context.Context, stop context.CancelFunc, home api.Home, o Options) (_ *daemon, err error) {
 	for _, dir := range []string{string(home), home.Cache("layers"), home.Cache("chunks"), home.Cache("trees"), home.Sandboxes()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make home: %w", err)
+			return nil, fmt.Errorf("make home: %w", err)
 		}
 	}
-	run, err := home.Run()
-	if err != nil {
-		return err
+	d := &daemon{Options: o, home: home, started: time.Now(), stop: stop, tasks: &tasks{ctx: ctx, log: o.Log}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.dir, err = home.Run(); err != nil {
+		return nil, err
 	}
-	lock, err := lockHome(ctx, run, o.LockPatience)
+	lock, err := lockHome(ctx, d.dir, o.LockPatience)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer lock.Close()
-
+	d.closers = append(d.closers, lock.Close)
 	store, err := db.Open(home.DB())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	d := &daemon{Options: o, home: home, started: time.Now(), stop: stop, tasks: &tasks{ctx: ctx}}
+	d.closers = append(d.closers, store.Close)
 	limit, err := cacheLimit(home)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.cache, err = chunkcache.Open(store, home.Cache("chunks"), chunkcache.Options{
 		MaxBytes: limit, Warn: func(err error) { o.Log.Warn("cache", "err", err) },
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.cache.Close()) }()
+	d.closers = append(d.closers, d.cache.Close)
 
 	registries := &registries{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
-	defer func() { err = errors.Join(err, registries.close()) }()
+	d.closers = append(d.closers, registries.close)
 	d.images = &images{home: home, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log,
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
-	d.mounts = &mounts{images: d.images, record: filepath.Join(run, "mounts.json"), byDir: map[string]*mount{},
+	d.mounts = &mounts{images: d.images, record: filepath.Join(d.dir, "mounts.json"), byDir: map[string]*mount{},
 		left: map[string]bool{}, fault: func(v any) { o.Log.Error("panic while answering a request", "panic", v) }}
-	d.sandboxes = &sandboxes{run: run, byID: map[string]*sandbox{}}
-	d.cleanUp(ctx, run)
-	return d.serve(ctx, filepath.Join(run, "daemon.sock"))
+	d.sandboxes = &sandboxes{run: d.dir, byID: map[string]*sandbox{}}
+	d.cleanUp(ctx, d.dir)
+	return d, nil
+}
+
+// run serves until ctx is done and then lets go of the home.
+func (d *daemon) run(ctx context.Context) error {
+	err := d.serve(ctx, filepath.Join(d.dir, "daemon.sock"))
+	if errors.Is(err, ErrStuck) {
+		return err // who is stuck may be using any of it
+	}
+	return errors.Join(err, d.close())
+}
+
+// close closes what open has opened, the last first.
+func (d *daemon) close() error {
+	var errs []error
+	for _, fn := range slices.Backward(d.closers) {
+		errs = append(errs, fn())
+	}
+	return errors.Join(errs...)
 }
 
 // cacheLimit is config.json's cache.max_bytes, or half of the disk.
@@ -175,22 +216,40 @@ func (d *daemon) serve(ctx context.Context, socket string) error {
 	d.Log.Info("serving", "home", d.home, "socket", socket, "pid", os.Getpid())
 	select {
 	case err = <-served:
+		d.stop()
+		return errors.Join(err, d.end(ctx, srv))
 	case <-ctx.Done():
-		// New clients must find nobody here, and start the next daemon, before this one is gone.
-		shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		err = errors.Join(srv.Shutdown(shutdown), srv.Close())
-		cancel()
+		err = d.end(ctx, srv)
 		<-served
+		return err
 	}
-	d.stop()
+}
+
+// end takes no more requests, unmounts everything and waits for what is under way, all within StopPatience.
+func (d *daemon) end(ctx context.Context, srv *http.Server) error {
+	patience := d.StopPatience
+	if patience == 0 {
+		patience = defaultStopPatience
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	// New clients must find nobody here, and start the next daemon, before this one is gone.
+	stuck := srv.Shutdown(ctx)
+	if err := srv.Close(); err != nil {
+		d.Log.Error("stop", "err", err)
+	}
 	for _, m := range d.mounts.list() {
-		if e := d.mounts.remove(context.WithoutCancel(ctx), m.Dir); e != nil {
-			d.Log.Error("stop", "err", e)
+		if err := d.mounts.remove(ctx, m.Dir); err != nil {
+			d.Log.Error("stop", "err", err)
 		}
 	}
-	d.tasks.wg.Wait()
+	deadline, _ := ctx.Deadline()
+	if tasks := d.tasks.wait(time.Until(deadline)); stuck != nil || len(tasks) > 0 {
+		d.Log.Error("stopped in spite of what is under way", "requests", d.requests.Load(), "tasks", tasks)
+		return fmt.Errorf("stop: %w: %d requests, %d tasks", ErrStuck, d.requests.Load(), len(tasks))
+	}
 	d.Log.Info("stopped")
-	return err
+	return nil
 }
 
 // listenPrivate listens on a socket that only this user can connect to from its first moment on.

@@ -31,6 +31,7 @@ func noise(n int) string {
 type host struct {
 	*testing.T
 	home     api.Home
+	daemon   *daemon
 	client   *api.Client
 	registry *registry.Server
 	stop     context.CancelFunc
@@ -61,7 +62,12 @@ func (h *host) start(o Options) {
 	o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	ctx, stop := context.WithCancel(context.Background())
 	h.stop, h.done = stop, make(chan error, 1)
-	go func() { h.done <- Run(ctx, h.home, o) }()
+	var err error
+	if h.daemon, err = open(ctx, stop, h.home, o); err != nil {
+		stop()
+		h.Fatal(err)
+	}
+	go func() { h.done <- h.daemon.run(ctx) }()
 	for {
 		if c, ok := api.Running(ctx, h.home); ok {
 			h.client = c
@@ -250,7 +256,7 @@ func TestRemoveAndPrune(t *testing.T) {
 		t.Fatalf("prune: %+v, %v", freed, err)
 	}
 	h.wantCat(b, "/f", api.PullNever, "b")
-	if err := h.client.Call(context.Background(), "POST", "/v1/prune", api.PruneRequest{All: true}, &freed); err != nil || len(freed.Images) != 1 || freed.Images[0] != b {
+	if err := h.client.Call(context.Background(), "POST", "/v1/prune", api.PruneRequest{All: true}, &freed); err != nil || len(freed.Images) != 1 || freed.Images[0].String() != b {
 		t.Fatalf("prune --all: %+v, %v", freed, err)
 	}
 	for _, dir := range []string{"layers", "trees"} {

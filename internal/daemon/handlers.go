@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/remote"
 )
 
 // maxRequest bounds a request's body, bytes: certificates are its largest part.
@@ -76,7 +78,7 @@ func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.Res
 		d.requests.Add(-1)
 	}()
 	a := &answer{ResponseWriter: w}
-	err := d.recovered(a, r, fn)
+	err := recovered(d.Log, func() error { return fn(a, r) })
 	if err == nil {
 		return
 	}
@@ -91,14 +93,14 @@ func (d *daemon) answer(w http.ResponseWriter, r *http.Request, fn func(http.Res
 }
 
 // recovered runs fn and returns its panic as an error: one request's bug is not the others' end.
-func (d *daemon) recovered(w http.ResponseWriter, r *http.Request, fn func(http.ResponseWriter, *http.Request) error) (err error) {
+func recovered(log *slog.Logger, fn func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			d.Log.Error("panic", "value", v, "stack", string(debug.Stack()))
-			err = fmt.Errorf("bug in the msb-fs daemon: %v: please report its log, %s", v, d.home.Log())
+			log.Error("panic", "value", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("bug in the msb-fs daemon: %v: please report its log", v)
 		}
 	}()
-	return fn(w, r)
+	return fn()
 }
 
 func read(r *http.Request, v any) error {
@@ -140,8 +142,8 @@ func (d *daemon) postStop(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// open resolves and opens what req names; the caller releases it.
-func (d *daemon) open(ctx context.Context, req api.ImageRequest) (*openImage, error) {
+// openImage resolves and opens what req names; the caller releases it.
+func (d *daemon) openImage(ctx context.Context, req api.ImageRequest) (*openImage, error) {
 	img, err := d.images.resolve(ctx, req)
 	if err != nil {
 		return nil, err
@@ -188,7 +190,7 @@ func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	done := make(chan []error, 1)
-	go func() { done <- completeAll(ctx, o.layers, 1) }()
+	go func() { done <- d.completer.all(ctx, o.layers, 1) }()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for {
@@ -220,36 +222,48 @@ func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	ctx, out := r.Context(), newEvents(w)
-	img, err := d.images.resolve(ctx, req.ImageRequest)
+	out := newEvents(w)
+	img, err := d.images.resolve(r.Context(), req.ImageRequest)
 	if err != nil {
 		return err
 	}
 	desc := describeImage(img, nil)
 	out.send(api.Event{Name: api.EventResolved, Image: &desc})
-	o, base, err := d.images.acquire(ctx, img, req.Access)
-	if err != nil {
+	if err := d.mount(r.Context(), img, req, out); err != nil {
 		out.fail(err)
 		return nil
 	}
+	out.send(api.Event{Name: api.EventMounted})
+	return nil
+}
+
+// mount opens img and mounts it as req says. The mount lasts until somebody unmounts it.
+func (d *daemon) mount(ctx context.Context, img *remote.Image, req api.MountRequest, out *events) error {
+	o, base, err := d.images.acquire(ctx, img, req.Access)
+	if err != nil {
+		return err
+	}
+	mounted := false
+	defer func() {
+		if !mounted {
+			d.release(o)
+		}
+	}()
 	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
 	if err := d.verified(ctx, o, req.Verify); err != nil {
-		d.release(o)
-		out.fail(err)
-		return nil
+		return err
 	}
 	m, err := d.mounts.add(ctx, o, base, req)
 	if err != nil {
-		out.fail(err)
-		return nil
+		return err
 	}
-	d.completer.image(o)
+	mounted = true
 	d.tasks.run("", func(context.Context) {
 		if err := d.mounts.reap(m); err != nil {
 			d.Log.Error("unmounted", "dir", m.Dir, "err", err)
 		}
 	})
-	out.send(api.Event{Name: api.EventMounted})
+	d.completer.image(o)
 	return nil
 }
 
@@ -259,7 +273,7 @@ func (d *daemon) verified(ctx context.Context, o *openImage, how string) error {
 	case "", "lazy":
 		return nil
 	case "strict":
-		return firstError(completeAll(ctx, o.layers, 1))
+		return firstError(d.completer.all(ctx, o.layers, 1))
 	default:
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown verification %q: use lazy or strict", how)}
 	}
@@ -287,7 +301,7 @@ func (d *daemon) withFile(r *http.Request, fn func(*openImage, api.FileRequest) 
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	o, err := d.open(r.Context(), req.ImageRequest)
+	o, err := d.openImage(r.Context(), req.ImageRequest)
 	if err != nil {
 		return err
 	}

@@ -196,7 +196,12 @@ func (im *images) acquireLayers(ctx context.Context, c *remote.Client, img *remo
 	errs := make([]error, len(img.Layers))
 	var wg sync.WaitGroup
 	for i, d := range img.Layers {
-		wg.Go(func() { out[i], errs[i] = im.acquireLayer(ctx, c, img, d, a) })
+		wg.Go(func() {
+			errs[i] = recovered(im.log, func() (err error) {
+				out[i], err = im.acquireLayer(ctx, c, img, d, a)
+				return err
+			})
+		})
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -319,8 +324,11 @@ func (im *images) endCompleting(o *openImage, layers []*openLayer) error {
 	return im.release(o)
 }
 
-// release gives back one reference to o and closes it with the last.
+// release gives back one reference to o and closes it with the last. While somebody removes what is not in use it waits: a
+// layer that is still closing is in use.
 func (im *images) release(o *openImage) error {
+	im.space.RLock()
+	defer im.space.RUnlock()
 	im.mu.Lock()
 	o.refs--
 	last := o.refs == 0

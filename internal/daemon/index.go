@@ -122,20 +122,29 @@ func (im *images) pushIndexes(ctx context.Context, repository string, img *remot
 	if err != nil {
 		return "", 0, err
 	}
+	dir := im.home.Cache("layers")
 	var blobs []remote.Content
+	unindexed := 0
 	for _, l := range img.Layers {
-		packed, err := layer.Export(im.home.Cache("layers"), l.Digest)
+		packed, err := layer.Export(dir, l.Digest)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has a TOC of its own
+			if !layer.Lazy(dir, descriptor(l)) {
+				unindexed++ // else it has a TOC of its own
+			}
+			continue
 		}
 		if err != nil {
 			return "", 0, err
 		}
 		blobs = append(blobs, remote.NewContent(indexBlob, packed, map[string]string{indexLayer: l.Digest}))
 	}
+	if len(blobs) == 0 && unindexed > 0 {
+		return "", 0, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf(
+			"%s: there is no index of its layers yet: make them with msb-fs index build %s", img.Reference, img.Reference)}
+	}
 	if len(blobs) == 0 {
 		return "", 0, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf(
-			"%s needs no index: its layers have a TOC of their own, or have not been pulled yet (msb-fs index build)", img.Reference)}
+			"%s needs no index: its layers bring a table of contents of their own", img.Reference)}
 	}
 	subject := remote.Descriptor{MediaType: img.MediaType, Digest: img.Digest, Size: int64(len(img.Manifest))}
 	digest, err = client.PushArtifact(ctx, repository, subject, indexArtifact, blobs, nil, access)

@@ -32,7 +32,7 @@ func (d *daemon) postInspect(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	o, err := d.open(r.Context(), req)
+	o, err := d.openImage(r.Context(), req)
 	if err != nil {
 		return err
 	}

@@ -44,25 +44,29 @@ type mount struct {
 	ready bool          // guarded by mounts.mu: fuse and upper are set
 }
 
-// add mounts o on req.Dir and takes over the caller's reference to o, whatever it returns.
+// add mounts o on req.Dir. The caller's reference to o is the mount's from then on, and stays the caller's when add fails.
 func (ms *mounts) add(ctx context.Context, o *openImage, base int64, req api.MountRequest) (*mount, error) {
 	m := &mount{Mount: api.Mount{Dir: req.Dir, Reference: o.Reference, Digest: o.Digest, Upper: req.Upper, Since: time.Now().UTC()},
 		image: o, base: base, limit: req.Limit, gone: make(chan struct{})}
 	if err := ms.reserve(m); err != nil {
-		return nil, errors.Join(err, ms.images.release(o))
+		return nil, err
 	}
+	mounted := false
+	defer func() {
+		if !mounted {
+			ms.forget(m)
+		}
+	}()
 	// Recorded before it exists: a daemon that is killed in between leaves a record too many, never a mount too many.
-	err := ms.save()
-	if err == nil {
-		err = m.serve(ctx, ms.fault)
+	if err := ms.save(); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		ms.forget(m)
-		return nil, errors.Join(err, ms.images.release(o))
+	if err := m.serve(ctx, ms.fault); err != nil {
+		return nil, err
 	}
 	ms.mu.Lock()
-	m.ready = true
-	ms.mu.Unlock()
+	defer ms.mu.Unlock()
+	m.ready, mounted = true, true
 	return m, nil
 }
 
@@ -93,16 +97,19 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 		if err := prepareUpper(m.Upper); err != nil {
 			return err
 		}
-		if m.upper, err = cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest, Bytes: m.limit}); err != nil {
-			return err
+		upper, failed := cow.New(m.image.tree, m.Upper, cow.Options{LowerDigest: m.Digest, Bytes: m.limit})
+		if failed != nil {
+			return failed
 		}
-		raw = m.upper
+		defer func() {
+			if m.fuse == nil { // or fs.Mount has panicked
+				err = errors.Join(err, upper.Close())
+			}
+		}()
+		m.upper, raw = upper, upper
 		opts.Adjust = cow.ServerOptions
 	}
 	if m.fuse, err = fs.Mount(ctx, raw, m.Dir, opts); err != nil {
-		if m.upper != nil {
-			err = errors.Join(err, m.upper.Close())
-		}
 		return fmt.Errorf("mount %s on %s: %w", m.Reference, m.Dir, err)
 	}
 	return nil

@@ -79,21 +79,19 @@ func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		l.image, l.err = d.openSandbox(ctx, s, req, out)
+		l.err = recovered(d.Log, func() (err error) {
+			l.image, err = d.openSandbox(ctx, s, req, out)
+			return err
+		})
 		close(l.done)
 		if l.err != nil {
 			fail(l.err)
 			return
 		}
-		d.completer.streams(l.image)
-		prefetched := d.prefetch(ctx, s, l.image, req)
-		patience := time.AfterFunc(startPatience, func() { d.sandboxStarted(s) })
-		defer patience.Stop() // if it fires all the same, the image may be closed: completing it is then nothing
-		if err := l.image.corrupt(ctx); err != nil {
+		if err := recovered(d.Log, func() error { return d.watch(ctx, s, l.image, req) }); err != nil {
 			fail(err)
 		}
 		<-ctx.Done()
-		<-prefetched
 	}()
 	l.close = func() {
 		<-ended
@@ -105,16 +103,42 @@ func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s 
 	return l
 }
 
+// watch fetches what a start of s needs ahead of it, until ctx is done. It returns earlier when a layer of o turns out to be
+// corrupt, with what is wrong with it.
+func (d *daemon) watch(ctx context.Context, s *sandbox, o *openImage, req api.SandboxRequest) error {
+	d.completer.streams(o)
+	ctx, cancel := context.WithCancel(ctx)
+	prefetched := d.prefetch(ctx, s, o, req)
+	patience := time.AfterFunc(startPatience, func() {
+		if err := recovered(d.Log, func() error { d.sandboxStarted(s); return nil }); err != nil {
+			d.Log.Error("sandbox started", "sandbox", s.id, "err", err)
+		}
+	})
+	defer func() {
+		patience.Stop() // if it fires all the same, the image may be closed: completing it is then nothing
+		cancel()
+		<-prefetched
+	}()
+	if err := o.corrupt(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // prefetch brings what s's command will need while its VM boots. The channel is closed when that has ended.
 func (d *daemon) prefetch(ctx context.Context, s *sandbox, o *openImage, req api.SandboxRequest) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		st, err := newStart(o, req, profiles{d.images.pins.db})
-		if err == nil {
+		err := recovered(d.Log, func() error {
+			st, err := newStart(o, req, profiles{d.images.pins.db})
+			if err != nil {
+				return err
+			}
 			s.begins(st)
-			err = st.prefetch(ctx)
-		}
+			return st.prefetch(ctx)
+		})
 		if err != nil && ctx.Err() == nil {
 			d.Log.Warn("prefetch", "sandbox", s.id, "err", err)
 		}
@@ -149,12 +173,19 @@ func (d *daemon) openSandbox(ctx context.Context, s *sandbox, req api.SandboxReq
 	if err != nil {
 		return nil, err
 	}
+	ok := false
+	defer func() {
+		if !ok {
+			s.opened(nil, 0)
+			d.release(o)
+		}
+	}()
 	s.opened(o, base)
 	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
 	if err := d.verified(ctx, o, req.Verify); err != nil {
-		d.release(o)
 		return nil, err
 	}
+	ok = true
 	return o, nil
 }
 

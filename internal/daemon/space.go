@@ -35,7 +35,7 @@ func (d *daemon) deleteImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return write(w, api.Freed{Images: []string{ref}, Bytes: freed})
+	return write(w, api.Freed{Images: []api.Removed{{Reference: ref, Platform: platform}}, Bytes: freed})
 }
 
 // forget removes ref, and the data of img that no other reference, sandbox or open image needs.
@@ -142,7 +142,7 @@ func (d *daemon) postPrune(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	out := api.Freed{Images: []string{}}
+	out := api.Freed{Images: []api.Removed{}}
 	im := d.images
 	if err := im.lockSpace(r.Context()); err != nil {
 		return err
@@ -162,7 +162,7 @@ func (d *daemon) postPrune(w http.ResponseWriter, r *http.Request) error {
 			if err := im.pins.remove(p.Reference, p.Platform); err != nil {
 				return err
 			}
-			out.Images = append(out.Images, p.Reference)
+			out.Images = append(out.Images, api.Removed{Reference: p.Reference, Platform: p.Platform})
 		}
 	}
 	if _, err := im.collect(); err != nil {
