@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -32,6 +33,9 @@ type fakeLayer struct {
 	changed chan struct{}
 
 	fetches atomic.Int64
+
+	cache   Cache   // where Bring puts what it brings
+	brought [][]int // what Bring was asked for; guarded by mu
 }
 
 // item is one tar entry of a test's layer.
@@ -191,6 +195,35 @@ func (l *fakeLayer) Fetch(_ context.Context, c layer.Chunk) ([]byte, error) {
 	return l.data[c.Index>>16][c.Offset : c.Offset+c.Size], nil
 }
 
+func (l *fakeLayer) Place(entry int, off int64) (p layer.Place, ok bool) {
+	l.mu.Lock()
+	ended := l.ended
+	l.mu.Unlock()
+	c, err := l.Chunk(context.Background(), entry, off)
+	if err != nil || !ended {
+		return layer.Place{}, false
+	}
+	at := int64(entry)<<20 + c.Offset
+	return layer.Place{Num: c.Index, Offset: c.Offset, Size: c.Size, From: at, To: at + c.Size}, true
+}
+
+func (l *fakeLayer) Bring(ctx context.Context, nums []int) error {
+	l.mu.Lock()
+	l.brought = append(l.brought, slices.Clone(nums))
+	l.mu.Unlock()
+	for _, n := range nums {
+		c, err := l.Chunk(ctx, n>>16, int64(n&0xffff)*l.chunk)
+		if err != nil {
+			return err
+		}
+		var one [1]byte
+		if _, err := l.cache.ReadAt(ctx, c.Digest, c.Size, one[:], 0, func(ctx context.Context) ([]byte, error) { return l.Fetch(ctx, c) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fakeCache keeps chunks in memory.
 type fakeCache struct {
 	mu     sync.Mutex
@@ -228,11 +261,12 @@ func (c *fakeCache) ReadAt(ctx context.Context, k [32]byte, _ int64, p []byte, o
 // newTree makes a tree of layers, bottom first, that is closed with the test.
 func newTree(t testing.TB, o Options, layers ...*fakeLayer) *Tree {
 	t.Helper()
+	cache := newCache()
 	ls := make([]Layer, len(layers))
 	for i := range layers {
-		ls[i] = layers[i]
+		layers[i].cache, ls[i] = cache, layers[i]
 	}
-	tree, err := New(context.Background(), ls, newCache(), o)
+	tree, err := New(context.Background(), ls, cache, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func TestDamagedFile(t *testing.T) {
 		}
 		tree := &Tree{layers: []Layer{l}, cache: newCache(), ctx: context.Background()}
 		tree.flat.Store(f)
-		tree.fetches.New = func() any { return newFetch() }
+		tree.fetches.New = func() any { return new(Tree).newFetch() }
 		for id := ID(1 << 24); id < 1<<24+12; id++ {
 			use(tree, id)
 		}

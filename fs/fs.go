@@ -49,6 +49,11 @@ type Layer interface {
 	Chunk(ctx context.Context, entry int, off int64) (layer.Chunk, error)
 	// Fetch reads a chunk's bytes from the layer's blob.
 	Fetch(ctx context.Context, c layer.Chunk) ([]byte, error)
+	// Place says, without waiting, where the chunk is that holds byte off of an entry; not ok where that is not known, or
+	// there is nothing to read.
+	Place(entry int, off int64) (p layer.Place, ok bool)
+	// Bring puts chunks, by the numbers of their Places, ascending, into the tree's cache by one read of the blob.
+	Bring(ctx context.Context, nums []int) error
 }
 
 // Cache holds verified chunks by their sha256; *chunkcache.Cache is one.

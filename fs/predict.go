@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
-	"github.com/microsandbox/msb-fs/layer"
 )
 
 const (
@@ -156,9 +155,7 @@ func (p *predictor) add(id ID, size int64) bool {
 		return false
 	}
 	p.seen[id] = true
-	for off := int64(0); off < min(size, maxPredict); off += layer.ChunkSize {
-		p.touches = append(p.touches, Touch{ID: id, Offset: off})
-	}
+	p.touches = p.t.appendFile(p.touches, id, min(size, maxPredict))
 	return true
 }
 

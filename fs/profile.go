@@ -5,9 +5,9 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/microsandbox/msb-fs/internal/priority"
 	"github.com/microsandbox/msb-fs/layer"
 )
 
@@ -25,28 +25,56 @@ const maxTouches = 1 << 16
 
 // recorder notes which chunks are read, in order; the zero value is ready.
 type recorder struct {
+	over    atomic.Bool // nothing more is noted
 	mu      sync.Mutex
 	seen    map[uint64]struct{} // layer<<32 | chunk
 	touches []Touch
-	full    bool
 }
 
-// touch notes a read of chunk c at its first time.
-func (r *recorder) touch(l int, c layer.Chunk, id ID, at time.Duration) {
+// touch notes a read of chunk c, and tells whether it was the first.
+func (r *recorder) touch(l int, c layer.Chunk, id ID, at time.Duration) bool {
+	if r.over.Load() {
+		return false
+	}
 	key := uint64(l)<<32 | uint64(uint32(c.Index))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.seen[key]; ok || r.full {
-		return
+	if _, ok := r.seen[key]; ok || r.over.Load() {
+		return false
 	}
 	if r.seen == nil {
 		r.seen = make(map[uint64]struct{})
 	}
 	r.seen[key] = struct{}{}
 	r.touches = append(r.touches, Touch{ID: id, Offset: c.Offset, At: at})
-	if r.full = len(r.touches) == maxTouches; r.full {
+	if len(r.touches) == maxTouches {
+		r.over.Store(true)
 		r.seen = nil
 	}
+	return true
+}
+
+// demand tells since when nobody has asked for anything new.
+type demand struct {
+	start   time.Time    // whose monotonic clock counts; immutable
+	waiting atomic.Int64 // readers whose bytes are being fetched
+	last    atomic.Int64 // when one last came or was answered, nanoseconds since start
+}
+
+func (d *demand) came() { d.last.Store(int64(time.Since(d.start))) }
+
+func (d *demand) answered() {
+	d.waiting.Add(-1)
+	d.came()
+}
+
+// Quiet is for how long nobody has read anything for the first time, or waited for it, since the tree was opened. What is
+// read again does not count, nor what is read ahead.
+func (t *Tree) Quiet() time.Duration {
+	if t.demand.waiting.Load() > 0 {
+		return 0
+	}
+	return time.Since(t.demand.start) - time.Duration(t.demand.last.Load())
 }
 
 // Profile returns the chunks that were read so far, in the order of their first use. What was only read ahead is not
@@ -54,6 +82,15 @@ func (r *recorder) touch(l int, c layer.Chunk, id ID, at time.Duration) {
 func (t *Tree) Profile() []Touch {
 	t.record.mu.Lock()
 	defer t.record.mu.Unlock()
+	return slices.Clone(t.record.touches)
+}
+
+// EndProfile is Profile for the last time: what is read from now on is not noted, which costs a little.
+func (t *Tree) EndProfile() []Touch {
+	t.record.over.Store(true)
+	t.record.mu.Lock()
+	defer t.record.mu.Unlock()
+	t.record.seen = nil
 	return slices.Clone(t.record.touches)
 }
 
@@ -84,52 +121,6 @@ func Learn(profile, run []Touch) []Touch {
 	return next[:min(len(next), maxTouches)]
 }
 
-// replayJobs is how many chunks a replay has under way: enough to hide a long link's latency.
-const replayJobs = 16
-
-// Replay brings a profile's chunks into the cache in the profile's order, ahead of whoever will read them, and returns
-// when that is done or ctx ends. It fetches as Predicted unless ctx has another class. What a profile has that the tree
-// has not, or that cannot be fetched now, is left out: only demand decides what is an error.
-func (t *Tree) Replay(ctx context.Context, profile []Touch) error {
-	if priority.From(ctx) == priority.OnDemand {
-		ctx = priority.With(ctx, priority.Predicted)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(t.ctx, cancel)()
-	next := make(chan Touch)
-	var jobs sync.WaitGroup
-	for range min(replayJobs, len(profile)) {
-		jobs.Go(func() {
-			for c := range next {
-				t.bring(ctx, c)
-			}
-		})
-	}
-	defer jobs.Wait()
-	defer close(next)
-	for _, c := range profile {
-		select {
-		case next <- c:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// bring has one chunk fetched.
-func (t *Tree) bring(ctx context.Context, c Touch) {
-	l, entry := split(c.ID)
-	if size, err := t.size(ctx, c.ID); err != nil || c.Offset < 0 || c.Offset >= size || l < 0 || l >= len(t.layers) {
-		return
-	}
-	chunk, err := t.layers[l].Chunk(ctx, int(entry), c.Offset)
-	if err == nil && !t.cache.Has(chunk.Digest) {
-		_ = t.touch(ctx, l, chunk)
-	}
-}
-
 // landmark ends the files that an eStargz layer's builder thought worth having early
 // (https://github.com/containerd/stargz-snapshotter/blob/main/docs/estargz.md).
 const landmark = ".prefetch.landmark"
@@ -143,9 +134,7 @@ func (t *Tree) Landmarks(ctx context.Context) ([]Touch, error) {
 			return found, err
 		}
 		for _, e := range es {
-			for off := int64(0); off < e.size && len(found) < maxTouches; off += layer.ChunkSize {
-				found = append(found, Touch{ID: makeID(i, e.number), Offset: off})
-			}
+			found = t.appendFile(found, makeID(i, e.number), e.size)
 		}
 	}
 	return found, nil

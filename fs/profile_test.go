@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,8 +59,43 @@ func TestProfileReplay(t *testing.T) {
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := again.Replay(cancelled, run); err == nil && len(run) > replayJobs {
-		t.Error("a cancelled replay went on")
+	if err := again.Replay(cancelled, run); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled replay ended with %v", err)
+	}
+}
+
+// A replay asks for neighbours at once, for what lies between them only where that is little, and for what is needed first,
+// first.
+func TestReplayCoalesces(t *testing.T) {
+	l := newLayer(file("a", strings.Repeat("a", 1<<16)+strings.Repeat("c", 1<<16)+strings.Repeat("d", 1<<16)), file("far", "1"), file("b", strings.Repeat("b", 1<<16)))
+	tree := sealedTree(t, Options{}, l)
+	a, b := mustWalk(t, tree, "a"), mustWalk(t, tree, "b")
+	profile := []Touch{{ID: b}, {ID: a, Offset: 1 << 16}, {ID: a}, {ID: a, Offset: 2 << 16}}
+	if got := tree.Cost(profile)[0]; got != 4<<16 {
+		t.Errorf("it costs %d bytes", got)
+	}
+	bs := tree.batches(profile)
+	if len(bs) != 2 || len(bs[0].nums) != 1 || len(bs[1].nums) != 3 {
+		t.Fatalf("%+v", bs)
+	}
+	if err := tree.Replay(context.Background(), profile); err != nil {
+		t.Fatal(err)
+	}
+	if n := l.fetches.Load(); n != 4 {
+		t.Errorf("%d fetches", n)
+	}
+	if len(l.brought) != 2 {
+		t.Errorf("brought %v", l.brought)
+	}
+}
+
+func TestWorthwhileGaps(t *testing.T) {
+	at := func(from, to int64) batch { return batch{from: from, to: to} }
+	w := [][]batch{{at(0, 100), at(101, 200), at(210, 300), at(400, 500)}}
+	for waste, want := range map[int64]int64{0: 0, 1: 1, 10: 1, 11: 9 + 1, 110: 10, 111: 100} {
+		if got := worthwhile(w, waste); got != want {
+			t.Errorf("with %d to waste: gaps of %d, want %d", waste, got, want)
+		}
 	}
 }
 

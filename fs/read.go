@@ -56,8 +56,8 @@ func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64)
 	if off < c.Offset || off-c.Offset >= c.Size {
 		return 0, fmt.Errorf("layer %d gave bytes [%d,+%d) for %d: %w", l, c.Offset, c.Size, off, syscall.EIO)
 	}
-	if priority.From(ctx) == priority.OnDemand {
-		t.record.touch(l, c, makeID(l, uint32(entry)), t.stats.begin())
+	if priority.From(ctx) == priority.OnDemand && t.record.touch(l, c, makeID(l, uint32(entry)), t.stats.begin()) {
+		t.demand.came()
 	}
 	at := off - c.Offset
 	p = p[:min(int64(len(p)), c.Size-at)]
@@ -77,18 +77,25 @@ func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64)
 
 // fetch is what a cache calls to get a chunk that it has not. It is reused, so that a hit allocates nothing.
 type fetch struct {
-	layer Layer
-	chunk layer.Chunk
-	fill  func(context.Context) ([]byte, error)
+	demand *demand
+	layer  Layer
+	chunk  layer.Chunk
+	fill   func(context.Context) ([]byte, error)
 }
 
-func newFetch() *fetch {
-	f := new(fetch)
+func (t *Tree) newFetch() *fetch {
+	f := &fetch{demand: &t.demand}
 	f.fill = f.get
 	return f
 }
 
-func (f *fetch) get(ctx context.Context) ([]byte, error) { return f.layer.Fetch(ctx, f.chunk) }
+func (f *fetch) get(ctx context.Context) ([]byte, error) {
+	if priority.From(ctx) == priority.OnDemand {
+		f.demand.waiting.Add(1)
+		defer f.demand.answered()
+	}
+	return f.layer.Fetch(ctx, f.chunk)
+}
 
 // size returns the length of a regular file; EISDIR and EINVAL are the errors of anything else.
 func (t *Tree) size(ctx context.Context, id ID) (int64, error) {
@@ -112,7 +119,7 @@ func (t *Tree) size(ctx context.Context, id ID) (int64, error) {
 // touch brings a chunk into the cache.
 func (t *Tree) touch(ctx context.Context, l int, c layer.Chunk) error {
 	var one [1]byte
-	f := newFetch()
+	f := t.newFetch()
 	f.layer, f.chunk = t.layers[l], c
 	_, err := t.cache.ReadAt(ctx, c.Digest, c.Size, one[:], 0, f.fill)
 	return err

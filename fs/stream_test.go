@@ -184,7 +184,7 @@ func TestStreamSealedEqual(t *testing.T) {
 	}
 	sealed := dump(t, sealedTree(t, Options{}, layers()...))
 	growing := &Tree{layers: []Layer{}, cache: newCache(), grow: newGrow(3), ctx: context.Background()}
-	growing.fetches.New = func() any { return newFetch() }
+	growing.fetches.New = func() any { return new(Tree).newFetch() }
 	for i, l := range layers() {
 		growing.layers = append(growing.layers, l)
 		if err := growing.grow.add(i, l.entries); err != nil {

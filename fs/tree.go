@@ -42,6 +42,7 @@ type Tree struct {
 	stats   stats
 	ahead   ahead
 	record  recorder
+	demand  demand
 }
 
 // errClosed is what waits end with when the tree is closed under them.
@@ -59,7 +60,8 @@ func New(ctx context.Context, layers []Layer, c Cache, o Options) (*Tree, error)
 	t := &Tree{layers: layers, cache: c, file: o.File, sealed: make(chan struct{})}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.stats.start = time.Now()
-	t.fetches.New = func() any { return newFetch() }
+	t.demand.start = t.stats.start
+	t.fetches.New = func() any { return t.newFetch() }
 	if o.File != "" {
 		if f, err := openFlat(o.File, len(layers)); err == nil {
 			t.flat.Store(f)
