@@ -13,8 +13,10 @@ import (
 type tarSource struct {
 	ctx  context.Context
 	s    *stream
-	hash hash.Hash
-	pos  int64 // tar offset of what Read returns next
+	hash hash.Hash // of the tar up to next, and beyond that when the stream was taken up
+	next int64     // tar offset of what s.out brings next
+	done int64     // tar offset up to which hash had been computed when the stream was taken up
+	pos  int64     // tar offset of what Read returns next
 	max  int64
 	buf  []byte
 	rest []byte
@@ -37,7 +39,7 @@ func (r *tarSource) Read(p []byte) (int, error) {
 				o.err = io.ErrUnexpectedEOF
 			}
 			r.buf, r.rest, r.err = o.data, o.data, o.err
-			r.hash.Write(o.data)
+			r.digest(o.data)
 			r.s.addSpans(o.spans)
 		case <-r.ctx.Done():
 			return 0, context.Cause(r.ctx)
@@ -50,6 +52,13 @@ func (r *tarSource) Read(p []byte) (int, error) {
 		return n, refused("it unpacks to more than %d bytes", r.max)
 	}
 	return n, nil
+}
+
+// digest takes the next bytes of the tar into its hash.
+func (r *tarSource) digest(b []byte) {
+	known := min(max(r.done-r.next, 0), int64(len(b)))
+	r.next += int64(len(b))
+	r.hash.Write(b[known:])
 }
 
 // tell wakes those who wait for entries, once for all that a block of the tar has brought.
@@ -85,11 +94,20 @@ func (s *stream) addSpans(spans []span) {
 // cut takes the tar apart.
 func (s *stream) cut(ctx context.Context) (diffID Digest, err error) {
 	src := &tarSource{ctx: ctx, s: s, hash: sha256.New(), max: maxExpanded(s.l.size)}
-	b := &builder{t: s.l.t}
-	tr := tar.NewReader(src)
+	b := builderOf(s.l.t)
 	var holes int64 // bytes of sparse files that may not be in the tar
+	if s.from != nil {
+		holes = s.from.Holes
+		if err := s.goOn(ctx, src); err != nil {
+			return diffID, tarError(err, src.pos)
+		}
+	}
+	tr := tar.NewReader(src)
 	for {
 		start := (src.pos + 511) &^ 511
+		if err := s.mark(ctx, src, start, 0, holes); err != nil {
+			return diffID, err
+		}
 		h, err := tr.Next()
 		if err == io.EOF {
 			break
@@ -108,7 +126,7 @@ func (s *stream) cut(ctx context.Context) (diffID Digest, err error) {
 			return diffID, err
 		}
 		if file {
-			err = s.cutFile(ctx, tr, src, h.Size, sparseFile, start)
+			err = s.cutFile(ctx, tr, src, piece{size: h.Size, sparse: sparseFile, start: start, holes: holes})
 		} else {
 			_, err = io.Copy(io.Discard, tr)
 		}
@@ -151,10 +169,42 @@ func (s *stream) addEntry(b *builder, h *tar.Header) (file bool, err error) {
 	return r.kind == Plain && r.size > 0 && regular(r.mode), nil
 }
 
-// cutFile cuts the file that tr is at into chunks. start is the tar offset of its header.
-func (s *stream) cutFile(ctx context.Context, tr *tar.Reader, src *tarSource, size int64, sparseFile bool, start int64) error {
-	for off := int64(0); off < size; off += ChunkSize {
-		n := min(ChunkSize, size-off)
+// goOn brings src to where an earlier stream had got to and cuts what was left of the file there.
+func (s *stream) goOn(ctx context.Context, src *tarSource) error {
+	m := s.from
+	src.hash, src.done = m.tar, m.Hashed
+	src.pos = m.begin(s.l.t).uoff
+	src.next = src.pos
+	if _, err := io.CopyN(io.Discard, src, m.Pos-src.pos); err != nil {
+		return noEOF(err)
+	}
+	if m.Left == 0 {
+		return nil
+	}
+	size := s.l.t.entries[len(s.l.t.entries)-1].size
+	if err := s.cutFile(ctx, src, src, piece{off: size - m.Left, size: size, holes: m.Holes}); err != nil {
+		return err
+	}
+	_, err := io.CopyN(io.Discard, src, -size&511)
+	return noEOF(err)
+}
+
+// piece is a file to be cut from off on. start is the tar offset of its header.
+type piece struct {
+	off, size, start int64
+	sparse           bool
+	holes            int64 // see mark
+}
+
+// cutFile cuts a file, whose bytes r reads out of src, into chunks.
+func (s *stream) cutFile(ctx context.Context, r io.Reader, src *tarSource, f piece) error {
+	for off := f.off; off < f.size; off += ChunkSize {
+		if off > f.off && !f.sparse {
+			if err := s.mark(ctx, src, src.pos, f.size-off, f.holes); err != nil {
+				return err
+			}
+		}
+		n := min(ChunkSize, f.size-off)
 		if !s.mem.TryAcquire(n) {
 			s.tell()
 			if err := s.mem.Acquire(ctx, n); err != nil {
@@ -163,12 +213,12 @@ func (s *stream) cutFile(ctx context.Context, tr *tar.Reader, src *tarSource, si
 		}
 		at := src.pos
 		data := s.buffer(int(n))
-		if _, err := io.ReadFull(tr, data); err != nil {
+		if _, err := io.ReadFull(r, data); err != nil {
 			return noEOF(err)
 		}
 		c := chunkRec{offset: off, size: uint32(n)}
-		if sparseFile {
-			at = start
+		if f.sparse {
+			at = f.start
 			if c.size |= chunkSparse; zero(data) {
 				c.size |= chunkHole
 			}

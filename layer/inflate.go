@@ -77,7 +77,7 @@ func resumeGzip(r io.Reader, s span) *gzipReader {
 	return g
 }
 
-// resumeAt makes g, which collects no spans, read what follows s; r begins at s.off.
+// resumeAt makes g read what follows s; r begins at s.off.
 func (g *gzipReader) resumeAt(r io.Reader, s span) {
 	g.src.r, g.src.n = r, s.off
 	g.br.Reset(g.src)
@@ -87,10 +87,23 @@ func (g *gzipReader) resumeAt(r io.Reader, s span) {
 	g.fl, g.any, g.resume, g.uoff = nil, false, false, s.uoff
 	if s.window != nil || s.bit != 0 {
 		g.any, g.resume = true, true
-		g.fl = flate.NewReaderOpts(g.br, flate.WithResumeFrom(flate.InflateCheckpoint{
+		g.begin, g.ubegin, g.drift = 0, 0, 0 // the offsets of checkpoints go on from those of s
+		opts := []flate.ReaderOpt{flate.WithResumeFrom(flate.InflateCheckpoint{
 			CompressedOffset: s.off, UncompressedOffset: s.uoff, BitOffset: s.bit, Window: s.window,
-		}))
+		})}
+		if g.index {
+			opts = append(opts, flate.WithEobCallback(g.checkpoint))
+		}
+		g.fl = flate.NewReaderOpts(g.br, opts...)
 	}
+}
+
+// continueGzip is resumeGzip for who wants the spans behind s.
+func continueGzip(r io.Reader, s span) *gzipReader {
+	g := newGzipReader(nil, false)
+	g.index, g.last = true, s.uoff
+	g.resumeAt(r, s)
+	return g
 }
 
 func (g *gzipReader) spans() []span {

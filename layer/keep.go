@@ -23,14 +23,14 @@ func (s *stream) release(b []byte) {
 func (s *stream) store(ctx context.Context) error {
 	for j := range s.work {
 		d := s.digest(j.data)
-		s.keep(ctx, d, j.data)
-		s.release(j.data)
+		s.keep(ctx, j.n, d, j.data)
 		l := s.l
 		l.mu.Lock()
 		l.t.chunks[j.n].digest = d
 		l.ready[j.n] = true
 		l.stored.wake()
 		l.mu.Unlock()
+		s.release(j.data) // not before: see mark
 	}
 	return ctx.Err()
 }
@@ -49,9 +49,9 @@ type adder interface {
 	Add(ctx context.Context, key [32]byte, data []byte) (added bool, err error)
 }
 
-// keep puts a chunk into the store. Where that fails, because the disk is full, the chunk can still be read from the
+// keep puts chunk n into the store. Where that fails, because the disk is full, the chunk can still be read from the
 // blob: the stream goes on.
-func (s *stream) keep(ctx context.Context, d Digest, data []byte) {
+func (s *stream) keep(ctx context.Context, n int, d Digest, data []byte) {
 	st := s.l.o.Chunks
 	if st == nil || st.Has(d) {
 		return
@@ -66,7 +66,7 @@ func (s *stream) keep(ctx context.Context, d Digest, data []byte) {
 	}
 	if err == nil && added {
 		s.mu.Lock()
-		s.fresh = append(s.fresh, d)
+		s.fresh = append(s.fresh, uint32(n))
 		s.mu.Unlock()
 	}
 }

@@ -14,9 +14,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Store keeps chunks. It is safe for concurrent use.
@@ -35,6 +38,8 @@ type Options struct {
 	Dir string
 	// Chunks takes the chunks that pass by. nil drops them: Fetch then reads them from the blob again.
 	Chunks Store
+
+	markEvery time.Duration // between two marks of a stream, for tests; 0 means markEvery
 }
 
 // Mode says how a layer is read.
@@ -118,9 +123,13 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 	}
 	l.mode, l.reason = Streaming, why
 	l.t = &table{blob: l.size, end: l.size}
+	from := l.takeUp()
+	if from != nil {
+		l.reason += fmt.Sprintf("; taken up at byte %d", from.Off)
+	}
 	sctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	l.stop = stop
-	l.owned.Go(func() { l.runStream(sctx) })
+	l.owned.Go(func() { l.runStream(sctx, from) })
 	return l, nil
 }
 
@@ -129,6 +138,9 @@ func (l *Layer) settle(m Mode, reason string) error {
 	l.mode, l.reason, l.sealed = m, reason, true
 	if !l.untrusted {
 		close(l.done)
+		if l.o.Dir != "" {
+			os.Remove(filepath.Join(l.o.Dir, partialName(l.id))) // of a stream that was not needed, or killed at its very end
+		}
 	}
 	if l.o.Chunks != nil {
 		l.recall()

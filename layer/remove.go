@@ -38,6 +38,12 @@ func Remove(dir, digest string, chunks Deleter) error {
 	for _, f := range own {
 		chunksOf(f, func(d Digest) { gone[d] = struct{}{} })
 	}
+	partial := filepath.Join(dir, partialName(id))
+	if t, _, _, _, err := readJournal(partial, id, -1); err == nil {
+		for i := range t.chunks {
+			gone[t.chunks[i].digest] = struct{}{}
+		}
+	}
 	for _, f := range others {
 		if len(gone) == 0 {
 			break
@@ -51,7 +57,7 @@ func Remove(dir, digest string, chunks Deleter) error {
 			break
 		}
 	}
-	for _, f := range append(own, filepath.Join(dir, fullName(id))) {
+	for _, f := range append(own, partial, filepath.Join(dir, fullName(id))) {
 		if err := os.Remove(f); err != nil && !os.IsNotExist(err) {
 			errs = append(errs, err)
 		}

@@ -17,15 +17,15 @@ import (
 // MaxIndex is the longest index file that Import takes, bytes.
 const MaxIndex = 1 << 30
 
-// Digests yields the digest of every chunk of the layer, in the order of its blob, repeated where it is. It yields none
-// before all of them are known.
+// Digests yields the digest of every chunk of the layer that is known by now, in the order of its blob, repeated where it
+// is.
 func (l *Layer) Digests() iter.Seq[Digest] {
 	return func(yield func(Digest) bool) {
 		var batch []Digest
 		for from := 0; ; from += len(batch) {
 			batch = batch[:0]
 			l.mu.RLock()
-			if l.sealed && l.err == nil {
+			if l.err == nil {
 				for n := from; n < min(from+maxBatch, len(l.t.chunks)); n++ {
 					batch = append(batch, l.t.chunks[n].digest) // zero while it is not known
 				}
@@ -186,7 +186,7 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 		d: l.d, blob: l.blob, o: l.o, id: l.id, size: l.size, done: make(chan struct{}), have: l.have, stop: func(error) {},
 		t: &table{blob: l.size, end: l.size},
 	}
-	fresh.runStream(ctx)
+	fresh.runStream(ctx, fresh.takeUp())
 	err := fresh.Err()
 	defer fresh.spans.close()
 	l.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -48,8 +49,14 @@ type stream struct {
 
 	unseen bool // entries have been added that nobody has been told of; of the goroutine that cuts
 
+	from    *taken   // what an earlier stream left; nil when this one begins at the start
+	journal *journal // of the goroutine that cuts; nil when none is kept
+	marked  time.Time
+	every   time.Duration // between two marks
+
 	mu    sync.Mutex
-	fresh []Digest // guarded by mu; chunks that nobody had before
+	fresh []uint32   // guarded by mu; chunks that nobody had before
+	snaps []snapshot // guarded by mu; of the blob's digest, in order
 }
 
 // outbound is a run of the tar and the spans that were found while it was inflated.
@@ -65,11 +72,22 @@ type job struct {
 	data []byte
 }
 
-// runStream is the life of a streaming layer.
-func (l *Layer) runStream(ctx context.Context) {
+// runStream is the life of a streaming layer, from where takeUp says.
+func (l *Layer) runStream(ctx context.Context, from *taken) {
 	s := &stream{
 		l: l, in: make(chan []byte, blocks), free: make(chan []byte, blocks+2), out: make(chan outbound, blocks),
 		back: make(chan []byte, blocks+2), work: make(chan job, 4*storers), mem: semaphore.NewWeighted(chunkBytes),
+		from: from, marked: time.Now(), every: l.o.markEvery,
+	}
+	if s.every == 0 {
+		s.every = markEvery
+	}
+	if l.o.Dir != "" {
+		s.journal = &journal{path: filepath.Join(l.o.Dir, partialName(l.id)), id: l.id, blob: l.size}
+	}
+	if from != nil {
+		s.fresh = from.fresh
+		s.journal.end, s.journal.saved = from.end, from.saved
 	}
 	s.big.New = func() any { b := make([]byte, ChunkSize); return &b }
 	err := s.run(ctx)
@@ -89,6 +107,12 @@ func (l *Layer) runStream(ctx context.Context) {
 	if err == nil {
 		l.keepIndex(Digest{})
 		l.remember()
+	}
+	if s.journal != nil {
+		if err == nil || errors.Is(err, ErrCorrupt) {
+			s.journal.remove()
+		}
+		s.journal.close()
 	}
 	close(l.done)
 }
@@ -132,7 +156,13 @@ func (s *stream) quarantine(err error) {
 	if !errors.Is(err, ErrCorrupt) || s.l.o.Chunks == nil {
 		return
 	}
-	for _, d := range s.fresh {
+	s.l.mu.RLock()
+	var gone []Digest
+	for _, n := range s.fresh {
+		gone = append(gone, s.l.t.chunks[n].digest)
+	}
+	s.l.mu.RUnlock()
+	for _, d := range gone {
 		// One that cannot be deleted is still what its name says; nothing refers to it.
 		_ = s.l.o.Chunks.Delete(d)
 	}
@@ -142,10 +172,21 @@ func (s *stream) quarantine(err error) {
 // consumed is closed, because the blob makes no sense, the rest is only digested, so that the error can say whether the
 // bytes or the image are wrong.
 func (s *stream) fetch(ctx context.Context, consumed <-chan struct{}) (Digest, error) {
-	h := sha256.New()
-	err := s.read(ctx, func(b []byte) {
+	h, off := sha256.New(), int64(0)
+	if s.from != nil {
+		h, off = s.from.blob, s.from.Off
+	}
+	pos, snapped := off, off
+	if s.journal != nil {
+		s.snap(h, pos)
+	}
+	err := s.read(ctx, off, func(b []byte) {
 		h.Write(b)
 		s.l.have.Add(int64(len(b)))
+		if pos += int64(len(b)); s.journal != nil && pos-snapped >= snapEvery {
+			s.snap(h, pos)
+			snapped = pos
+		}
 		select {
 		case s.in <- b:
 		case <-consumed:
@@ -159,9 +200,8 @@ func (s *stream) fetch(ctx context.Context, consumed <-chan struct{}) (Digest, e
 	return Digest(h.Sum(nil)), err
 }
 
-// read calls emit with the blob's bytes, in order, until its end.
-func (s *stream) read(ctx context.Context, emit func([]byte)) error {
-	var off int64
+// read calls emit with the blob's bytes from off on, in order, until its end.
+func (s *stream) read(ctx context.Context, off int64, emit func([]byte)) error {
 	for try := 0; off < s.l.size || off == 0; {
 		n, err := s.readFrom(ctx, off, emit)
 		off += n
@@ -326,6 +366,9 @@ func send[T any](ctx context.Context, c chan<- T, v T) error {
 // inflater looks at the first bytes of the blob and holds them against its media type.
 func (s *stream) inflater(ctx context.Context) (inflater, error) {
 	var r io.Reader = &blobReader{ctx: ctx, s: s}
+	if s.from != nil {
+		return s.inflateOn(r)
+	}
 	head := make([]byte, 512)
 	n, err := io.ReadFull(r, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
