@@ -2,105 +2,82 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
-
-	"github.com/microsandbox/msb-fs/internal/registry"
-	"github.com/microsandbox/msb-fs/internal/testimage"
 )
 
-// link is a path to a registry.
-type link struct {
-	name string
-	mbit float64
-	rtt  time.Duration
+// choice is what to measure: every image in every form over every link by every system, as far as they go together.
+type choice struct{ images, forms, links, systems []string }
+
+// standard is what a full run measures, the important first. Every image is started over both near links by the systems that read it
+// as it is best for them; one image in all forms over all links by everybody.
+func standard() []choice {
+	every := []string{"tiny", "python", "redis", "node", "openjdk", "postgresql", "golang", "scipy"}
+	return []choice{
+		{[]string{"python"}, []string{"gzip", "estargz", "gzip+index", "gzip+soci"}, []string{"100m", "1g"}, []string{"mount", "vm", "containerd", "podman", "umoci", "stargz", "soci"}},
+		{every, []string{"estargz"}, []string{"1g", "100m"}, []string{"mount", "stargz"}},
+		{every, []string{"gzip"}, []string{"1g", "100m"}, []string{"containerd"}},
+		{every, []string{"gzip+index"}, []string{"1g"}, []string{"mount"}},
+		{every, []string{"gzip"}, []string{"1g"}, []string{"mount", "podman", "umoci"}},
+		{every, []string{"estargz"}, []string{"1g"}, []string{"vm"}},
+		{every, []string{"gzip+soci"}, []string{"1g"}, []string{"soci"}},
+		{[]string{"python"}, []string{"zstd", "zstd-chunked"}, []string{"1g"}, []string{"mount", "containerd", "podman"}},
+		{[]string{"python"}, []string{"gzip", "estargz", "gzip+index", "gzip+soci"}, []string{"far"}, []string{"mount", "containerd", "podman", "stargz", "soci"}},
+		{[]string{"python"}, []string{"zstd", "zstd-chunked"}, []string{"100m"}, []string{"mount", "containerd", "podman"}},
+	}
 }
 
-// chooseLinks looks up links by name.
-func chooseLinks(names string) ([]link, error) {
-	known := map[string]link{
-		"100m": {"100 Mbit/s, 20 ms", 100, 20 * time.Millisecond},
-		"1g":   {"1 Gbit/s, 1 ms", 1000, time.Millisecond},
-		"far":  {"1 Gbit/s, 100 ms", 1000, 100 * time.Millisecond},
-	}
-	var out []link
-	for _, n := range strings.Split(names, ",") {
-		l, ok := known[n]
-		if !ok {
-			return nil, fmt.Errorf("unknown link %q: 100m, 1g or far", n)
-		}
-		out = append(out, l)
-	}
-	return out, nil
-}
-
-// plan is what to measure.
+// plan is what to measure, where from and where to.
 type plan struct {
+	choices []choice
 	runs    int
-	forms   []testimage.Form
-	links   []link
+	budget  time.Duration // no start begins later than this; 0 is no end
 	systems []system
+	images  []workload
+	store   store
+	results *results
+	said    io.Writer
 }
 
-// Result is one cold start, one line of a results file.
-type Result struct {
-	Time     time.Time `json:"time"`
-	System   string    `json:"system"`
-	Image    string    `json:"image"`
-	Form     string    `json:"form"`
-	Link     string    `json:"link"`
-	Run      int       `json:"run"`
-	Seconds  float64   `json:"seconds"`  // from asking until the program's first line
-	Bytes    int64     `json:"bytes"`    // over the link by then, headers included
-	Reqs     int64     `json:"requests"` // by then
-	Size     int64     `json:"image_bytes"`
-	Wire     float64   `json:"wire_seconds"`       // that the whole image takes on this link
-	Load     string    `json:"load"`               // of the machine, as /proc/loadavg says, before the run
-	Version  string    `json:"version,omitempty"`  // of the system
-	Complete float64   `json:"complete,omitempty"` // seconds until every byte was local; absent where that is when it starts
-}
-
-// run measures everything and appends each result to the file out as it comes.
-func (p plan) run(ctx context.Context, out string) ([]Result, error) {
-	dir, err := testimage.CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	stack := testimage.Python()
-	layouts := map[testimage.Form]string{}
-	for _, form := range p.forms {
-		if layouts[form], err = stack.Layout(ctx, dir, form, os.Stderr); err != nil {
-			return nil, err
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return nil, fmt.Errorf("write results: %w", err)
-	}
-	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("write results: %w", err)
-	}
-	defer file.Close()
-	var all []Result
-	for n := range p.runs {
-		for _, l := range p.links {
-			for _, form := range p.forms {
-				for i := range p.systems {
-					sys := p.systems[(i+n)%len(p.systems)] // nobody is always first
-					r, err := once(ctx, sys, stack.Name, form, layouts[form], l)
-					if err != nil {
-						return all, fmt.Errorf("%s, %s, %s: %w", sys.name, form, l.name, err)
-					}
-					r.Run = n + 1
-					all = append(all, r)
-					fmt.Fprintf(os.Stderr, "%-24s %-8s %-18s %7.2f s %7.1f MB %4d requests\n", r.System, r.Form, r.Link, r.Seconds, float64(r.Bytes)/1e6, r.Reqs)
-					if err := json.NewEncoder(file).Encode(r); err != nil {
-						return all, fmt.Errorf("write results: %w", err)
+// tasks are the starts of one round, each once.
+func (p *plan) tasks(ctx context.Context) ([]task, error) {
+	var all []task
+	seen := map[cell]bool{}
+	for _, c := range p.choices {
+		for _, name := range c.images {
+			w := p.images[slices.IndexFunc(p.images, func(w workload) bool { return w.name == name })]
+			fs, err := pick(forms(), c.forms, func(f form) string { return f.key })
+			if err != nil {
+				return nil, err
+			}
+			for _, f := range fs {
+				systems := slices.DeleteFunc(slices.Clone(p.systems), func(s system) bool { return !slices.Contains(c.systems, s.key) || !s.takes(f) })
+				if len(systems) == 0 {
+					continue
+				}
+				img, err := p.store.image(ctx, w, f)
+				if errors.Is(err, errNotBuilt) {
+					fmt.Fprintln(p.said, err)
+					continue
+				}
+				if err != nil {
+					return nil, err
+				}
+				ls, err := pick(links(), c.links, func(l link) string { return l.key })
+				if err != nil {
+					return nil, err
+				}
+				for _, l := range ls {
+					for _, s := range systems {
+						k := task{image: img, link: l, system: s, bin: p.store.bin}
+						if !seen[k.cell()] {
+							seen[k.cell()] = true
+							all = append(all, k)
+						}
 					}
 				}
 			}
@@ -109,84 +86,138 @@ func (p plan) run(ctx context.Context, out string) ([]Result, error) {
 	return all, nil
 }
 
-// once is one cold start from nothing: a registry, a link and a home of its own.
-func once(ctx context.Context, sys system, image string, form testimage.Form, layout string, l link) (r Result, err error) {
-	path := registry.NewLink(int64(l.mbit*1e6/8), l.rtt)
-	srv, err := registry.Start(registry.Options{Link: path})
-	if err != nil {
-		return r, err
-	}
-	defer srv.Close()
-	digest, err := srv.AddLayout("bench/"+image, layout)
-	if err != nil {
-		return r, err
-	}
-	work, err := os.MkdirTemp("", "msb-bench-")
-	if err != nil {
-		return r, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	load, _ := os.ReadFile("/proc/loadavg")
-	r = Result{
-		Time: time.Now().UTC(), System: sys.name, Image: image, Form: string(form), Link: l.name,
-		Load: strings.Join(strings.Fields(string(load))[:3], " "), Version: sys.version,
-	}
-	if r.Size, err = imageSize(layout, digest.Hex); err != nil {
-		return r, err
-	}
-	r.Wire = float64(r.Size) * 8 / (l.mbit * 1e6)
+// maxFailures is how often a cell may fail before it is left alone.
+const maxFailures = 2
 
-	start := time.Now()
-	first := &firstLine{ready: func() {
-		r.Seconds = time.Since(start).Seconds()
-		r.Bytes, r.Reqs = path.Stats().Down, srv.Stats().Requests
-	}}
-	t := &trial{dir: work, ref: srv.Host() + "/bench/" + image, form: form, out: first, start: start}
-	err = sys.start(ctx, t)
-	if err == nil && r.Seconds == 0 {
-		err = errors.New("the program printed nothing")
-	}
-	if err == nil && sys.complete != nil {
-		err = sys.complete(ctx, t)
-		r.Complete = time.Since(start).Seconds()
-	}
-	if sys.wipe != nil {
-		err = errors.Join(err, sys.wipe(t))
-	}
-	return r, err
-}
-
-// firstLine calls ready when the first byte passes.
-type firstLine struct {
-	ready func()
-	said  bool
-}
-
-func (f *firstLine) Write(p []byte) (int, error) {
-	if !f.said && len(p) > 0 {
-		f.said = true
-		f.ready()
-	}
-	return len(p), nil
-}
-
-// imageSize is the compressed size of all layers of an image in a layout.
-func imageSize(layout, hex string) (int64, error) {
-	b, err := os.ReadFile(filepath.Join(layout, "blobs", "sha256", hex))
+// run measures what the results do not have yet and returns how many starts failed.
+func (p *plan) run(ctx context.Context) (failed int, err error) {
+	begin := time.Now()
+	tasks, err := p.tasks(ctx)
 	if err != nil {
 		return 0, err
 	}
-	var m struct {
-		Layers []struct {
-			Size int64 `json:"size"`
-		} `json:"layers"`
+	if len(tasks) == 0 {
+		return 0, errors.New("nothing to measure: none of the systems takes any of the forms")
 	}
-	if err := json.Unmarshal(b, &m); err != nil {
+	if err := p.measureFacts(ctx, tasks); err != nil {
 		return 0, err
 	}
-	var n int64
-	for _, l := range m.Layers {
-		n += l.Size
+	records, err := readLines[Record](filepath.Join(p.results.dir, coldFile))
+	if err != nil {
+		return 0, err
 	}
-	return n, nil
+	done := map[cell]int{}
+	for _, r := range records {
+		done[r.cell()]++
+	}
+	failures := map[cell]int{}
+	for round := 1; round <= p.runs; round++ {
+		// Nobody is always first, and what belongs together stays together.
+		for i := range tasks {
+			k := tasks[i]
+			if round%2 == 0 {
+				k = tasks[len(tasks)-1-i]
+			}
+			if done[k.cell()] >= round || failures[k.cell()] >= maxFailures {
+				continue
+			}
+			if ctx.Err() != nil {
+				return failed, ctx.Err()
+			}
+			if p.budget > 0 && time.Since(begin) > p.budget {
+				fmt.Fprintf(p.said, "the time is over in round %d of %d; the same command goes on from here\n", round, p.runs)
+				return failed, nil
+			}
+			k.complete = k.link.mbit > 500 || round == 1 // on a slow link it is the wire's time and no more
+			if err := p.one(ctx, k, done[k.cell()]+1); err != nil {
+				if ctx.Err() != nil {
+					return failed, err
+				}
+				failed++
+				failures[k.cell()]++
+				continue
+			}
+			done[k.cell()]++
+		}
+	}
+	return failed, nil
+}
+
+// one measures a start and writes down what came of it; the error is that of the start.
+func (p *plan) one(ctx context.Context, k task, run int) error {
+	r, err := k.measure(ctx)
+	c := k.cell()
+	if err != nil {
+		fmt.Fprintf(p.said, "%-10s %-10s %-12s %-4s FAILED: %v\n", c.System, c.Image, c.Form, c.Link, err)
+		if ctx.Err() != nil {
+			return err
+		}
+		return errors.Join(err, appendLine(filepath.Join(p.results.dir, errorsFile), Failure{
+			Time: time.Now().UTC(), Version: p.results.version, System: c.System, Image: c.Image, Form: c.Form, Link: c.Link, Error: err.Error(),
+		}))
+	}
+	r.Run, r.Version = run, p.results.version
+	fmt.Fprintf(p.said, "%-10s %-10s %-12s %-4s %2d %7.2f s %8.1f MB %4d requests %6.1f s CPU %5d MB\n",
+		c.System, c.Image, c.Form, c.Link, run, r.Ready, float64(r.Bytes)/1e6, r.Requests, r.CPU, r.RSSTotal>>20)
+	return appendLine(filepath.Join(p.results.dir, coldFile), r)
+}
+
+// measureFacts measures of each image what is not written down yet.
+func (p *plan) measureFacts(ctx context.Context, tasks []task) error {
+	file := filepath.Join(p.results.dir, imagesFile)
+	facts, err := readLines[Facts](file)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, f := range facts {
+		known[f.Image] = true
+	}
+	for _, k := range tasks {
+		w := k.image.workload
+		if known[w.name] {
+			continue
+		}
+		known[w.name] = true
+		plain, err := p.store.plain(ctx, w)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.said, "looking what a start of %s reads\n", w.name)
+		f, err := measureFacts(ctx, plain)
+		if err != nil {
+			return err
+		}
+		if err := appendLine(file, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plain is an image as other tools unpack it.
+func (s store) plain(ctx context.Context, w workload) (*image, error) {
+	key := "gzip"
+	if w.from != nil {
+		key = string(asIs)
+	}
+	fs, err := chooseForms(key)
+	if err != nil {
+		return nil, err
+	}
+	return s.image(ctx, w, fs[0])
+}
+
+// pick is choose with a list.
+func pick[T any](all []T, keys []string, key func(T) string) ([]T, error) {
+	var out []T
+	for _, v := range all {
+		if slices.Contains(keys, key(v)) {
+			out = append(out, v)
+		}
+	}
+	if len(out) != len(keys) {
+		return nil, fmt.Errorf("one of %q is unknown", keys)
+	}
+	return out, nil
 }

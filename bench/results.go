@@ -58,6 +58,10 @@ func (r *results) addSample(s Sample) error {
 
 // Names of files in a directory of results.
 const (
+	machineFile = "machine.jsonl"
+	imagesFile  = "images.jsonl"
+	coldFile    = "cold.jsonl"
+	errorsFile  = "errors.jsonl"
 	samplesFile = "samples.jsonl"
 )
 

@@ -23,9 +23,12 @@ var buildLayers []byte
 // application on top.
 type Stack struct {
 	Name     string   // of the image, as in file names
+	Scratch  bool     // there is no base system and are no Packages below
 	Packages []string // a layer each, "name=package,package"
-	App      func() []Entry
-	Config   Config
+	// Files are layers between the packages and the application; nil is none.
+	Files  func() ([][]Entry, error)
+	App    func() []Entry
+	Config Config
 }
 
 // CacheDir is where built images are kept between runs: $XDG_CACHE_HOME/msb-fs/images, else ~/.cache/msb-fs/images.
@@ -44,10 +47,16 @@ func (s Stack) Layout(ctx context.Context, dir string, form Form, progress io.Wr
 	if err != nil {
 		return "", err
 	}
+	files, err := s.files()
+	if err != nil {
+		return "", fmt.Errorf("build image %s: %w", s.Name, err)
+	}
 	key := sha256.New()
 	fmt.Fprintf(key, "%q %+v", tars, s.Config)
-	if err := WriteTar(key, s.app()...); err != nil {
-		return "", fmt.Errorf("build image %s: %w", s.Name, err)
+	for _, entries := range files {
+		if err := WriteTar(key, entries...); err != nil {
+			return "", fmt.Errorf("build image %s: %w", s.Name, err)
+		}
 	}
 	out := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", s.Name, form, short(key.Sum(nil))))
 	if _, err := os.Stat(filepath.Join(out, "index.json")); err == nil {
@@ -70,8 +79,12 @@ func (s Stack) Layout(ctx context.Context, dir string, form Form, progress io.Wr
 		}
 		layers = append(layers, l)
 	}
-	if s.App != nil {
-		l, err := NewLayer(form, s.app()...)
+	// Once more: their contents have been read.
+	if files, err = s.files(); err != nil {
+		return "", fmt.Errorf("build image %s: %w", s.Name, err)
+	}
+	for _, entries := range files {
+		l, err := NewLayer(form, entries...)
 		if err != nil {
 			return "", fmt.Errorf("build image %s: %w", s.Name, err)
 		}
@@ -87,15 +100,26 @@ func (s Stack) Layout(ctx context.Context, dir string, form Form, progress io.Wr
 	return out, nil
 }
 
-func (s Stack) app() []Entry {
-	if s.App == nil {
-		return nil
+// files are the layers above the packages.
+func (s Stack) files() ([][]Entry, error) {
+	var files [][]Entry
+	if s.Files != nil {
+		var err error
+		if files, err = s.Files(); err != nil {
+			return nil, err
+		}
 	}
-	return s.App()
+	if s.App != nil {
+		files = append(files, s.App())
+	}
+	return files, nil
 }
 
 // tars are the stack's Debian layers, bottom first. Stacks of the same packages share them.
 func (s Stack) tars(ctx context.Context, dir string, progress io.Writer) ([]string, error) {
+	if s.Scratch {
+		return nil, os.MkdirAll(dir, 0o755)
+	}
 	key := sha256.New()
 	fmt.Fprintf(key, "%s %q", buildLayers, s.Packages)
 	out := filepath.Join(dir, "layers-"+short(key.Sum(nil)))
