@@ -33,6 +33,7 @@ import (
 //	                              .skip_verify   accept any server certificate
 //	registries.stall_timeout                     how long a read waits while no byte comes: "90s", "0" = for ever
 //	cache.max_bytes                              bytes as a number, or "20GB", "512MiB"
+//	cache.background                             when the rest of an image in use comes: "auto", "eager" or "off"
 //	index.push_to, index.pull_from               lists of repositories for indexes of layers
 //
 // Relative paths are relative to the directory of config.json. The sections microsandbox has beside registries (home, log_level,
@@ -44,6 +45,7 @@ type Config struct {
 
 	StallTimeout  time.Duration // as Options.StallTimeout, which goes before it: 0 = not set, negative = for ever
 	CacheMaxBytes int64         // 0 = not set
+	Background    string        // "auto", "eager" or "off"; "" = not set
 	IndexPushTo   []string      // repositories
 	IndexPullFrom []string      // repositories
 }
@@ -148,6 +150,10 @@ func (p *configParser) parse() (*Config, error) {
 		"cache": func(n *jsonNode, key string) error {
 			return object(n, key, map[string]field{
 				"max_bytes": func(n *jsonNode, key string) (err error) { c.CacheMaxBytes, err = byteSize(n, key); return },
+				"background": func(n *jsonNode, key string) (err error) {
+					c.Background, err = oneOf(n, key, "auto", "eager", "off")
+					return
+				},
 			})
 		},
 		"index": func(n *jsonNode, key string) error {

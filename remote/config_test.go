@@ -22,7 +22,7 @@ func TestLoadConfig(t *testing.T) {
 	ca := newTestCA(t)
 	path := writeConfig(t, `{
   "home": "/x", "log_level": "info", "database": {"url": null}, "paths": {}, "sandbox_defaults": {"cpus": 2}, "metrics": {},
-  "cache": {"max_bytes": "20GB"}, "index": {"push_to": ["r.example.com/idx"], "pull_from": ["a/b", "c"]},
+  "cache": {"max_bytes": "20GB", "background": "eager"}, "index": {"push_to": ["r.example.com/idx"], "pull_from": ["a/b", "c"]},
   "registries": {
     "ca_certs": "ca.pem", "stall_timeout": "90s",
     "hosts": {
@@ -54,6 +54,9 @@ func TestLoadConfig(t *testing.T) {
 	}
 	if !c.Hosts["localhost:5000"].Insecure || len(c.CACerts) == 0 {
 		t.Errorf("localhost: %+v", c.Hosts["localhost:5000"])
+	}
+	if c.Background != "eager" {
+		t.Errorf("background %q", c.Background)
 	}
 	if c.StallTimeout != 90*time.Second || c.CacheMaxBytes != 20_000_000_000 || len(c.IndexPushTo) != 1 || len(c.IndexPullFrom) != 2 {
 		t.Errorf("got %v, %d, %q, %q", c.StallTimeout, c.CacheMaxBytes, c.IndexPushTo, c.IndexPullFrom)
@@ -99,6 +102,7 @@ func TestLoadConfigErrors(t *testing.T) {
 		{"mirror", "{\"registries\": {\"hosts\": {\"a.io\": {\n\"mirrors\": [\"ftp://x\"]}}}}", "config.json:2: registries.hosts.a.io.mirrors[0] has the scheme"},
 		{"stall", "{\"registries\": {\n\"stall_timeout\": \"soon\"}}", "config.json:2: registries.stall_timeout is \"soon\""},
 		{"size", "{\"cache\": {\n\"max_bytes\": \"20 apples\"}}", "config.json:2: cache.max_bytes is not a number of bytes"},
+		{"background", "{\"cache\": {\n\"background\": \"sometimes\"}}", "config.json:2: cache.background is \"sometimes\": use auto, eager or off"},
 		{"huge size", "{\"cache\": {\n\"max_bytes\": \"99999999999TiB\"}}", "config.json:2: cache.max_bytes is not a number of bytes"},
 		{"negative size", "{\"cache\": {\n\"max_bytes\": -1}}", "config.json:2: cache.max_bytes is not a number of bytes"},
 		{"repository", "{\"index\": {\n\"push_to\": [\"A B\"]}}", "config.json:2: index.push_to[0] is \"A B\""},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,6 +61,16 @@ func text(n *jsonNode, key string) (string, error) {
 		return "", complain(n, key, "is not a string with something in it")
 	}
 	return s, nil
+}
+
+// oneOf reads one of some words.
+func oneOf(n *jsonNode, key string, words ...string) (string, error) {
+	s, err := text(n, key)
+	if err == nil && !slices.Contains(words, s) {
+		last := len(words) - 1
+		err = complain(n, key, fmt.Sprintf("is %q: use %s or %s", oneLine(s), strings.Join(words[:last], ", "), words[last]))
+	}
+	return s, err
 }
 
 func complain(n *jsonNode, key, what string) error {

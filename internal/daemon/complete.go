@@ -27,15 +27,18 @@ type completer struct {
 
 // image fetches everything of o that is missing, in a task that holds o open until then. It does nothing for what is being
 // fetched already, or once nobody uses o.
-func (c *completer) image(o *openImage) { c.start(o, func(*openLayer) bool { return true }) }
+func (c *completer) image(o *openImage) {
+	c.start(o, priority.Background, func(*openLayer) bool { return true })
+}
 
 // streams waits, in a task that holds o open until then, for the layers of o that stream: what they brought would be lost
 // if they were closed half way.
 func (c *completer) streams(o *openImage) {
-	c.start(o, func(l *openLayer) bool { mode, _ := l.Mode(); return mode == layer.Streaming })
+	c.start(o, priority.Background, func(l *openLayer) bool { mode, _ := l.Mode(); return mode == layer.Streaming })
 }
 
-func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
+// start fetches the layers of o that are wanted and that nobody fetches yet.
+func (c *completer) start(o *openImage, class priority.Class, wanted func(*openLayer) bool) {
 	var layers []*openLayer
 	for _, l := range o.layers {
 		if wanted(l) {
@@ -46,7 +49,7 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 		return
 	}
 	c.tasks.run(o.Reference, func(ctx context.Context) {
-		for _, err := range c.all(ctx, layers, completeTries) {
+		for _, err := range c.all(priority.With(ctx, class), layers, completeTries) {
 			if err != nil && ctx.Err() == nil {
 				c.log.Warn("image stays incomplete", "image", o.Reference, "err", err)
 			}
@@ -59,7 +62,9 @@ func (c *completer) start(o *openImage, wanted func(*openLayer) bool) {
 
 // all completes all layers at once, each in so many tries, and returns the error of each.
 func (c *completer) all(ctx context.Context, layers []*openLayer, tries int) []error {
-	ctx = priority.With(ctx, priority.Background)
+	if priority.From(ctx) == priority.OnDemand {
+		ctx = priority.With(ctx, priority.Background)
+	}
 	errs := make([]error, len(layers))
 	var wg sync.WaitGroup
 	for i, l := range layers {

@@ -35,6 +35,8 @@ func (d *daemon) handler() http.Handler {
 	handle("POST /v1/verify", d.postVerify)
 	handle("POST /v1/diff", d.postDiff)
 	handle("POST /v1/commit", d.postCommit)
+	handle("POST /v1/load", d.postLoad)
+	handle("POST /v1/save", d.postSave)
 	handle("POST /v1/index/push", d.postIndexPush)
 	handle("POST /v1/index/pull", d.postIndexPull)
 	handle("POST /v1/inspect", d.postInspect)
@@ -258,12 +260,14 @@ func (d *daemon) mount(ctx context.Context, img *remote.Image, req api.MountRequ
 		return err
 	}
 	mounted = true
+	stop := d.attendMount(m)
 	d.tasks.run("", func(context.Context) {
+		m.fuse.Wait()
+		stop()
 		if err := d.mounts.reap(m); err != nil {
 			d.Log.Error("unmounted", "dir", m.Dir, "err", err)
 		}
 	})
-	d.completer.image(o)
 	return nil
 }
 

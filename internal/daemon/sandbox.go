@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/remote"
@@ -40,7 +39,10 @@ func (d *daemon) serveSandbox(ctx context.Context, s *sandbox, req api.SandboxRe
 	}()
 	err = s.serve(ctx,
 		func() { out.send(api.Event{Name: api.EventSocket, Socket: s.socket}) },
-		func() { out.send(api.Event{Name: api.EventKernelUp}) },
+		func() {
+			s.kernelUp()
+			out.send(api.Event{Name: api.EventKernelUp})
+		},
 		func(v any) { d.Log.Error("guest or file system misbehaves", "sandbox", s.id, "fault", v) },
 		image.wait)
 	if cause := context.Cause(ctx); cause != nil {
@@ -66,11 +68,6 @@ func (l *laterImage) wait(ctx context.Context) (*openImage, error) {
 		return nil, context.Cause(ctx)
 	}
 }
-
-// startPatience is how long after its image has been opened a sandbox whose launcher says nothing of it counts as
-// started. Until a sandbox has started its link carries what it asks for and nothing else: on a slow one the rest of the image
-// would come at the cost of the start, on any one it may never be needed.
-const startPatience = time.Minute
 
 // openLater opens the image of req and then watches its layers: fail is told when it cannot be opened or turns out to be
 // corrupt. ctx ends both.
@@ -109,15 +106,21 @@ func (d *daemon) watch(ctx context.Context, s *sandbox, o *openImage, req api.Sa
 	d.completer.streams(o)
 	ctx, cancel := context.WithCancel(ctx)
 	prefetched := d.prefetch(ctx, s, o, req)
-	patience := time.AfterFunc(startPatience, func() {
-		if err := recovered(d.Log, func() error { d.sandboxStarted(s); return nil }); err != nil {
+	attended := make(chan struct{})
+	go func() {
+		defer close(attended)
+		err := recovered(d.Log, func() error {
+			d.attendSandbox(ctx, s, o)
+			return nil
+		})
+		if err != nil {
 			d.Log.Error("sandbox started", "sandbox", s.id, "err", err)
 		}
-	})
+	}()
 	defer func() {
-		patience.Stop() // if it fires all the same, the image may be closed: completing it is then nothing
 		cancel()
 		<-prefetched
+		<-attended
 	}()
 	if err := o.corrupt(ctx); err != nil {
 		return err
@@ -146,6 +149,19 @@ func (d *daemon) prefetch(ctx context.Context, s *sandbox, o *openImage, req api
 	return done
 }
 
+// attendSandbox looks after s's start until that is over or ctx ends.
+func (d *daemon) attendSandbox(ctx context.Context, s *sandbox, o *openImage) {
+	select {
+	case <-s.up: // until then nobody can have asked for anything
+	case <-ctx.Done():
+		return
+	}
+	d.attend(ctx, o, sandboxQuiet)
+	if ctx.Err() == nil {
+		d.sandboxStarted(s)
+	}
+}
+
 // sandboxStarted is called, any number of times, when s's command is up: what has been read until then is remembered, and the rest of
 // the image may come.
 func (d *daemon) sandboxStarted(s *sandbox) {
@@ -157,7 +173,7 @@ func (d *daemon) sandboxStarted(s *sandbox) {
 			}
 		}
 		if o != nil {
-			d.completer.image(o)
+			d.rest(o)
 		}
 	})
 }

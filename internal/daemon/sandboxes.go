@@ -38,8 +38,13 @@ type sandbox struct {
 	base  int64      // bytes that had been fetched for the image before it was asked for
 	start *start     // nil until it is known
 
-	started sync.Once // the command is up, or as good as
+	booted  sync.Once
+	up      chan struct{} // closed when the guest has asked for its root
+	started sync.Once     // the command is up, or as good as
 }
+
+// kernelUp is called, any number of times, when the guest asks for its root.
+func (s *sandbox) kernelUp() { s.booted.Do(func() { close(s.up) }) }
 
 var sandboxID = regexp.MustCompile(`^[a-z0-9]{1,16}$`)
 
@@ -52,7 +57,7 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 		return nil, err
 	}
 	dir := filepath.Join(ss.run, "sb-"+req.ID)
-	s := &sandbox{id: req.ID, upper: req.Upper, limit: req.Limit, socket: filepath.Join(dir, "fs.sock")}
+	s := &sandbox{id: req.ID, upper: req.Upper, limit: req.Limit, socket: filepath.Join(dir, "fs.sock"), up: make(chan struct{})}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	for _, other := range ss.byID {
