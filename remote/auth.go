@@ -16,11 +16,11 @@ import (
 // from its first 401, which costs no more than asking /v2/ would and nothing where it wants nothing.
 type authorizer struct {
 	endpoint    *endpoint
-	credentials func(context.Context) (authn.AuthConfig, error)
+	credentials func(ctx context.Context, repo string) (authn.AuthConfig, error)
 
 	lock      chan struct{}     // of capacity 1: held while what follows is read or changed, also while a token is fetched
 	challenge challenge         // what the registry wants; scheme "" = not known to want anything
-	basic     string            // Authorization header of a basic registry
+	basic     map[string]string // Authorization headers of a basic registry, by repository
 	tokens    map[string]*token // by the scope asked for here
 	scopes    map[string]string // by the same: what the registry calls it, as proxies that rename repositories do
 }
@@ -40,8 +40,15 @@ func (a *authorizer) authorize(ctx context.Context, req *http.Request, r request
 	defer a.release()
 	switch a.challenge.scheme {
 	case "basic":
-		if a.basic != "" {
-			req.Header.Set("Authorization", a.basic)
+		header, known := a.basic[r.repo]
+		if !known {
+			var err error
+			if header, err = a.basicHeader(ctx, r.repo); err != nil {
+				return err
+			}
+		}
+		if header != "" {
+			req.Header.Set("Authorization", header)
 		}
 	case "bearer":
 		t, err := a.token(ctx, r, scheme)
@@ -75,27 +82,33 @@ func (a *authorizer) answer(ctx context.Context, resp *http.Response, r request,
 	}
 	switch c.scheme {
 	case "basic":
-		cfg, err := a.credentials(ctx)
-		if err != nil {
-			return false, err
-		}
-		if cfg.Username == "" && cfg.Password == "" {
-			return false, nil
-		}
-		header := "Basic " + base64.StdEncoding.EncodeToString([]byte(cfg.Username+":"+cfg.Password))
-		again = header != sent
-		a.basic = header
-		return again, nil
+		header, err := a.basicHeader(ctx, r.repo)
+		return header != "" && header != sent, err
 	default:
 		_, err := a.token(ctx, r, resp.Request.URL.Scheme)
 		return err == nil, err
 	}
 }
 
+// basicHeader asks for the credentials of a repository afresh; the result is "" where there are none. The caller holds
+// the lock.
+func (a *authorizer) basicHeader(ctx context.Context, repo string) (string, error) {
+	cfg, err := a.credentials(ctx, repo)
+	if err != nil {
+		return "", err
+	}
+	header := ""
+	if cfg.Username != "" || cfg.Password != "" {
+		header = "Basic " + base64.StdEncoding.EncodeToString([]byte(cfg.Username+":"+cfg.Password))
+	}
+	a.basic[repo] = header
+	return header, nil
+}
+
 // current is the Authorization header that r would be sent with now.
 func (a *authorizer) current(r request) string {
 	if a.challenge.scheme == "basic" {
-		return a.basic
+		return a.basic[r.repo]
 	}
 	if t := a.tokens[r.scope()]; t != nil {
 		return t.header
@@ -133,7 +146,7 @@ func (a *authorizer) token(ctx context.Context, r request, scheme string) (*toke
 }
 
 func (a *authorizer) exchange(ctx context.Context, r request, scope, scheme string, now time.Time) (*token, error) {
-	cfg, err := a.credentials(ctx)
+	cfg, err := a.credentials(ctx, r.repo)
 	if err != nil {
 		return nil, err
 	}

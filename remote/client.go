@@ -208,7 +208,7 @@ func (c *Client) endpoint(hostName, scheme string, a Access, override bool) (*en
 	default:
 		e.setScheme("https")
 	}
-	e.auth = &authorizer{endpoint: e, lock: make(chan struct{}, 1), tokens: map[string]*token{}, scopes: map[string]string{}}
+	e.auth = &authorizer{endpoint: e, lock: make(chan struct{}, 1), basic: map[string]string{}, tokens: map[string]*token{}, scopes: map[string]string{}}
 	e.auth.credentials = c.credentialChain(hostName, cfg, key.user, key.password, a.Env)
 	c.endpoints[key] = e
 	return e, nil

@@ -37,8 +37,8 @@ func (c Credential) GoString() string { return c.String() }
 
 // credentialChain asks, in this order: the flags of the call, Options.Credentials (the keyring), config.json, Docker's and
 // podman's files. It is run again whenever a registry refuses what it gave last.
-func (c *Client) credentialChain(host string, cfg *Host, user, password string, env map[string]string) func(context.Context) (authn.AuthConfig, error) {
-	return func(ctx context.Context) (authn.AuthConfig, error) {
+func (c *Client) credentialChain(host string, cfg *Host, user, password string, env map[string]string) func(context.Context, string) (authn.AuthConfig, error) {
+	return func(ctx context.Context, repo string) (authn.AuthConfig, error) {
 		if user != "" || password != "" {
 			return authn.AuthConfig{Username: user, Password: password}, nil
 		}
@@ -55,7 +55,7 @@ func (c *Client) credentialChain(host string, cfg *Host, user, password string, 
 			password, err := cfg.Auth.password(env)
 			return authn.AuthConfig{Username: cfg.Auth.Username, Password: password}, err
 		}
-		got, _, err := fromAuthFiles(ctx, host)
+		got, _, err := fromAuthFiles(ctx, host, repo)
 		if err != nil {
 			return authn.AuthConfig{}, fmt.Errorf("look up the credentials of %s: %w", displayHost(host), err)
 		}

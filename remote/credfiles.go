@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -68,9 +70,9 @@ func readAuthFile(path string) (*authFile, error) {
 	return &f, nil
 }
 
-// fromAuthFiles looks a host up in Docker's and podman's files. A file that is absent or not readable for this user is
+// fromAuthFiles looks a repository of a host up in Docker's and podman's files. A file that is absent or not readable for this user is
 // passed over; a broken one is an error, because the user meant something by it.
-func fromAuthFiles(ctx context.Context, host string) (Credential, bool, error) {
+func fromAuthFiles(ctx context.Context, host, repo string) (Credential, bool, error) {
 	for _, path := range authFiles() {
 		f, err := readAuthFile(path)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -79,7 +81,7 @@ func fromAuthFiles(ctx context.Context, host string) (Credential, bool, error) {
 		if err != nil {
 			return Credential{}, false, err
 		}
-		c, ok, err := f.get(ctx, host)
+		c, ok, err := f.get(ctx, host, repo)
 		if err != nil {
 			return Credential{}, false, fmt.Errorf("%s: %w", path, err)
 		}
@@ -90,8 +92,9 @@ func fromAuthFiles(ctx context.Context, host string) (Credential, bool, error) {
 	return Credential{}, false, nil
 }
 
-// get looks a host up: in a helper for it, in the file itself, in the helper for everything.
-func (f *authFile) get(ctx context.Context, host string) (Credential, bool, error) {
+// get looks a host up: in a helper for it, in the file itself, in the helper for everything. Of the file's entries the one
+// for the longest part of repo counts.
+func (f *authFile) get(ctx context.Context, host, repo string) (Credential, bool, error) {
 	for key, name := range f.CredHelpers {
 		if authKeyHost(key) == canonicalHost(host) {
 			c, ok, err := (&helper{name: name}).get(ctx, host)
@@ -100,17 +103,12 @@ func (f *authFile) get(ctx context.Context, host string) (Credential, bool, erro
 			}
 		}
 	}
-	for key, e := range f.Auths {
-		if authKeyHost(key) != canonicalHost(host) {
-			continue
-		}
+	if key, e := f.entry(canonicalHost(host), repo); key != "" {
 		c, err := e.credential()
 		if err != nil {
 			return Credential{}, false, fmt.Errorf("auths.%s: %w", oneLine(key), err)
 		}
-		if c != (Credential{}) { // with a helper for everything, its entries are there but empty
-			return c, true, nil
-		}
+		return c, true, nil
 	}
 	if f.CredsStore != "" {
 		c, ok, err := (&helper{name: f.CredsStore}).get(ctx, host)
@@ -123,14 +121,37 @@ func (f *authFile) get(ctx context.Context, host string) (Credential, bool, erro
 	return Credential{}, false, nil
 }
 
-// authKeyHost is the host that a key of a file is about: keys are hosts, or URLs as of the registry's first version.
-func authKeyHost(key string) string {
-	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
-	host, path, _ := strings.Cut(key, "/")
-	if path = strings.Trim(path, "/"); path != "" && path != "v1" && path != "v2" {
-		return "" // podman's keys may be of one repository; those are not read
+// entry finds the entry, and its key, that says most about a repository: podman's keys may be of a host, of a namespace or of one repository. With
+// a helper for everything, Docker's entries are there but empty; such do not count.
+func (f *authFile) entry(host, repo string) (found string, e authEntry) {
+	longest := -1
+	for _, key := range slices.Sorted(maps.Keys(f.Auths)) {
+		keyHost, path := splitAuthKey(key)
+		fits := keyHost == host && (path == "" || path == repo || strings.HasPrefix(repo, path+"/"))
+		if fits && len(path) > longest && f.Auths[key] != (authEntry{}) {
+			longest, found, e = len(path), key, f.Auths[key]
+		}
 	}
-	return canonicalHost(host)
+	return found, e
+}
+
+// authKeyHost is the host that a key of a file is about, "" if it is about a part of it only.
+func authKeyHost(key string) string {
+	host, path := splitAuthKey(key)
+	if path != "" {
+		return ""
+	}
+	return host
+}
+
+// splitAuthKey reads a key: a host, a host with a namespace or repository, or a URL as of the registry's first version.
+func splitAuthKey(key string) (host, path string) {
+	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+	host, path, _ = strings.Cut(key, "/")
+	if path = strings.Trim(path, "/"); path == "v1" || path == "v2" {
+		path = ""
+	}
+	return canonicalHost(host), path
 }
 
 func (e authEntry) credential() (Credential, error) {

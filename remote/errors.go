@@ -51,6 +51,11 @@ func (e *Error) Error() string {
 	return s.String()
 }
 
+// Permanent says that doing the same again will not help: nobody who only waits for a registry to come back need try.
+func (e *Error) Permanent() bool {
+	return e.Kind != ErrUnreachable || e.Cause != nil && !transient(e.Cause)
+}
+
 // Unwrap makes both the kind and the cause visible to errors.Is and errors.As.
 func (e *Error) Unwrap() []error { return []error{e.Kind, e.Cause} }
 

@@ -70,7 +70,9 @@ func (f *flight) take(body io.Reader, class priority.Class, got, n int64, watch 
 		m, err := body.Read(f.buf[got : got+n])
 		if m > 0 {
 			watch.progress()
-			s.host.link.bytes(f.blob.client.now(), m)
+			now := f.blob.client.now()
+			s.host.link.bytes(now, m)
+			f.blob.up.waits.progress(now)
 			f.blob.count.addBytes(class, m)
 			f.advance(m)
 			got, n = got+int64(m), n-int64(m)

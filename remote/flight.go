@@ -238,7 +238,7 @@ func (f *flight) run() {
 }
 
 func (f *flight) fetch() error {
-	return f.blob.client.persist(f.ctx, &f.blob.count, f.arrived, f.turn)
+	return f.blob.client.persist(f.ctx, f.blob.up, &f.blob.count, f.arrived, f.turn)
 }
 
 func (f *flight) arrived() int64 {

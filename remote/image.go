@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,8 @@ const (
 	ociManifest    = "application/vnd.oci.image.manifest.v1+json"
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+
+	emptyConfig = "application/vnd.oci.empty.v1+json" // of artifacts
 )
 
 type descriptor struct {
@@ -80,6 +83,7 @@ type manifest struct {
 	Config        *descriptor  `json:"config"`
 	Layers        []descriptor `json:"layers"`
 	Manifests     []descriptor `json:"manifests"`
+	ArtifactType  string       `json:"artifactType"`
 	FSLayers      []any        `json:"fsLayers"` // of schema 1
 }
 
@@ -129,8 +133,12 @@ func (m *manifest) check() error {
 	if err := m.Config.Digest.Validate(); err != nil {
 		return fmt.Errorf("%w: config %w", ErrUnsupported, err)
 	}
-	if n := len(m.Layers); n == 0 || n > maxLayers {
-		return fmt.Errorf("%w: %d layers; it has to be 1 to %d", ErrUnsupported, n, maxLayers)
+	// https://github.com/opencontainers/image-spec/blob/v1.1.0/manifest.md#guidelines-for-artifact-usage
+	if m.Config.MediaType == emptyConfig {
+		return fmt.Errorf("%w: an artifact (%s), not an image", ErrUnsupported, oneLine(cmp.Or(m.ArtifactType, "of no type")))
+	}
+	if n := len(m.Layers); n > maxLayers {
+		return fmt.Errorf("%w: %d layers; more than %d are not supported", ErrUnsupported, n, maxLayers)
 	}
 	var total int64
 	for i, l := range m.Layers {

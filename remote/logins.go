@@ -68,7 +68,7 @@ func (l *Logins) Get(ctx context.Context, host string) (Credential, bool, error)
 	if err != nil {
 		return Credential{}, false, err
 	}
-	return f.get(ctx, host)
+	return f.get(ctx, host, "")
 }
 
 // Put keeps a credential and says where.

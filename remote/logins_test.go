@@ -107,7 +107,12 @@ func TestAuthFiles(t *testing.T) {
 		{"identity token", `{"auths":{"a.io":{"auth":"dTo=","identitytoken":"t"}}}`, "a.io", Credential{Username: "u", IdentityToken: "t"}, true, ""},
 		{"other", `{"auths":{"b.io":{"auth":"dTpwOnc="}}}`, "a.io", Credential{}, false, ""},
 		{"port counts", `{"auths":{"a.io:5000":{"auth":"dTpwOnc="}}}`, "a.io", Credential{}, false, ""},
-		{"namespace", `{"auths":{"a.io/ns":{"auth":"dTpwOnc="}}}`, "a.io", Credential{}, false, ""},
+		{"namespace", `{"auths":{"a.io/ns":{"auth":"dTpwOnc="}}}`, "a.io", Credential{Username: "u", Password: "p:w"}, true, ""},
+		{"other namespace", `{"auths":{"a.io/n":{"auth":"dTpwOnc="}}}`, "a.io", Credential{}, false, ""},
+		{"longest", `{"auths":{"a.io":{"username":"1"},"a.io/ns/team":{"username":"3"},"a.io/ns":{"username":"2"},"a.io/ns/team/application":{"username":"4"}}}`,
+			"a.io", Credential{Username: "3"}, true, ""},
+		{"repository", `{"auths":{"a.io/ns/team/app":{"username":"4"},"a.io/ns/team":{"username":"3"}}}`, "a.io", Credential{Username: "4"}, true, ""},
+		{"host where namespace is another's", `{"auths":{"a.io":{"username":"1"},"a.io/x":{"username":"2"}}}`, "a.io", Credential{Username: "1"}, true, ""},
 		{"helper of host", `{"credHelpers":{"a.io":"msbtest"}}`, "a.io", Credential{IdentityToken: "from helper"}, true, ""},
 		{"helper of other", `{"credHelpers":{"b.io":"msbtest"}}`, "a.io", Credential{}, false, ""},
 		{"helper missing", `{"credHelpers":{"a.io":"msbnone"}}`, "a.io", Credential{}, false, "docker-credential-msbnone"},
@@ -118,7 +123,7 @@ func TestAuthFiles(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			os.WriteFile(filepath.Join(dir, "config.json"), []byte(tt.text), 0o600)
-			got, ok, err := fromAuthFiles(context.Background(), tt.host)
+			got, ok, err := fromAuthFiles(context.Background(), tt.host, "ns/team/app")
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "hunter2") {
 					t.Errorf("got %v", err)

@@ -17,18 +17,11 @@ const maxNesting = 3
 // Resolve finds the image that ref names for the platform of a: one request for the manifest (one more for each index
 // on the way) and one for the config. Every digest is verified.
 func (c *Client) Resolve(ctx context.Context, ref string, a Access) (*Image, error) {
-	return c.ResolveEarly(ctx, ref, a, nil)
-}
-
-// ResolveEarly is Resolve that calls early, if not nil, as soon as the manifest is there, while the config is still on its way,
-// so that the first ranges of layers can be asked for at the same time. The early Image has no Config, no Platform
-// and its layers no DiffID; it is not the one that is returned. early must not block.
-func (c *Client) ResolveEarly(ctx context.Context, ref string, a Access, early func(*Image)) (*Image, error) {
 	r, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	img, err := c.resolve(ctx, r, a, early)
+	img, err := c.resolve(ctx, r, a)
 	if err != nil {
 		return nil, resolveError(ctx, r, err)
 	}
@@ -42,7 +35,7 @@ func resolveError(ctx context.Context, r name.Reference, err error) error {
 	return &Error{Op: "resolve", Ref: displayReference(r), Kind: kindOf(err), Cause: trimKind(err), Hint: hint(err, r.Context().RegistryStr())}
 }
 
-func (c *Client) resolve(ctx context.Context, r name.Reference, a Access, early func(*Image)) (*Image, error) {
+func (c *Client) resolve(ctx context.Context, r name.Reference, a Access) (*Image, error) {
 	want, err := parsePlatform(a.Platform)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
@@ -56,11 +49,11 @@ func (c *Client) resolve(ctx context.Context, r name.Reference, a Access, early 
 	if err != nil {
 		return nil, err
 	}
-	return u.image(ctx, r, data, want, a.Platform != "", early)
+	return u.image(ctx, r, data, want, a.Platform != "")
 }
 
 // image goes from the manifest or index that r names to the image.
-func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, want platform, strict bool, early func(*Image)) (*Image, error) {
+func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, want platform, strict bool) (*Image, error) {
 	top := digest.FromBytes(data)
 	for depth := 0; ; depth++ {
 		m, err := parseManifest(data)
@@ -87,11 +80,6 @@ func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, wan
 	}
 	if top.String() != img.Digest {
 		img.IndexDigest = top.String()
-	}
-	if early != nil {
-		first := *img
-		first.Layers = append([]Layer(nil), img.Layers...)
-		early(&first)
 	}
 	if err := u.addConfig(ctx, img); err != nil {
 		return nil, err
@@ -181,5 +169,5 @@ func (c *Client) revalidate(ctx context.Context, r name.Reference, img *Image, a
 	if data == nil || verify(digest.Digest(known), data) == nil {
 		return img, nil
 	}
-	return u.image(ctx, r, data, want, a.Platform != "", nil)
+	return u.image(ctx, r, data, want, a.Platform != "")
 }

@@ -125,19 +125,19 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-func TestResolveEarly(t *testing.T) {
+// An image of nothing is an image.
+func TestNoLayers(t *testing.T) {
 	r := newTestRegistry(t)
-	r.image("a/b", "1", "linux/amd64", []byte("layer one"))
-	c := newTestClient(t, Options{})
-	var early *Image
-	img, err := c.ResolveEarly(context.Background(), r.host()+"/a/b:1", amd64, func(i *Image) {
-		if n := len(r.seen()); n != 1 {
-			t.Errorf("called after %d requests", n)
+	for _, tt := range []struct{ name, layers, ids string }{{"lists", "[]", "[]"}, {"null", "null", "null"}} {
+		config := []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":` + tt.ids + `}}`)
+		r.put("/v2/a/b/blobs/"+sha(config), "", config)
+		manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"layers":%s,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d}}`,
+			ociManifest, tt.layers, sha(config), len(config))
+		r.put("/v2/a/b/manifests/"+tt.name, ociManifest, manifest)
+		img, err := newTestClient(t, Options{}).Resolve(context.Background(), r.host()+"/a/b:"+tt.name, amd64)
+		if err != nil || len(img.Layers) != 0 || img.Digest != sha(manifest) {
+			t.Errorf("%s: %+v, %v", tt.name, img, err)
 		}
-		early = i
-	})
-	if err != nil || early == nil || early.Digest != img.Digest || early.Layers[0].Digest != img.Layers[0].Digest {
-		t.Errorf("early %+v, then %+v, %v", early, img, err)
 	}
 }
 
@@ -164,7 +164,8 @@ func TestResolveRefuses(t *testing.T) {
 	}
 	r.manifest("a/b", "foreign", change("layers", []any{foreign}), ociManifest)
 	r.manifest("a/b", "many", change("layers", many), ociManifest)
-	r.manifest("a/b", "none", change("layers", []any{}), ociManifest)
+	r.manifest("a/b", "none", change("layers", []any{}), ociManifest) // with one diff_id
+	r.manifest("a/b", "artifact", change("config", map[string]any{"mediaType": emptyConfig, "digest": sha([]byte("{}")), "size": 2}), ociManifest)
 	r.manifest("a/b", "negative", change("layers", []any{map[string]any{"digest": layer["digest"], "size": -1}}), ociManifest)
 	r.manifest("a/b", "both", change("manifests", []any{}), ociManifest)
 	r.manifest("a/b", "liar", change("mediaType", ociIndex), ociManifest)
@@ -186,7 +187,8 @@ func TestResolveRefuses(t *testing.T) {
 	}{
 		"a/b:foreign":             {ErrUnsupported, "foreign"},
 		"a/b:many":                {ErrUnsupported, "128 layers"},
-		"a/b:none":                {ErrUnsupported, "0 layers"},
+		"a/b:none":                {ErrUnsupported, "0 layers but 1 diff_ids"},
+		"a/b:artifact":            {ErrUnsupported, "an artifact"},
 		"a/b:negative":            {ErrUnsupported, "size -1"},
 		"a/b:both":                {ErrUnsupported, "both"},
 		"a/b:liar":                {ErrUnsupported, "calls itself"},

@@ -12,8 +12,10 @@ const maxRefusals = 3
 
 // persist calls turn until it succeeds, fails for good, or no byte has arrived for as long as the stall deadline says.
 // turn says how long the host wants to be left alone after a failure.
-func (c *Client) persist(ctx context.Context, count *counter, arrived func() int64, turn func() (time.Duration, error)) error {
+func (c *Client) persist(ctx context.Context, u *upstream, count *counter, arrived func() int64, turn func() (time.Duration, error)) error {
 	progress := c.now()
+	u.waits.begin(progress)
+	defer u.waits.end()
 	refusals := 0
 	for try := 1; ; try++ {
 		before := arrived()

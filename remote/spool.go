@@ -66,6 +66,16 @@ func (b *Blob) adopt(resp *http.Response, watch *watch, class priority.Class) (o
 // run streams until the blob is complete, beginning with an answer that is there already. A blob that is not what its
 // digest names is streamed once more, from elsewhere if there is an elsewhere.
 func (s *spool) run(resp *http.Response, watch *watch) {
+	sched := s.blob.up.sources[len(s.blob.up.sources)-1].host.sched
+	// Only so much of it is on its way at a time; the range whose answer it began with gives up its own place now.
+	t := sched.enter(s.class, min(rangeSize, s.blob.size))
+	defer sched.leave(t)
+	watch.pause()
+	select {
+	case <-t.ready:
+	case <-s.ctx.Done():
+	}
+	watch.progress()
 	err := s.stream(resp, watch)
 	if err == nil {
 		if err = s.verify(); err != nil {
@@ -111,7 +121,7 @@ func (s *spool) restart() {
 // stream brings the blob here, beginning with an answer if there is one.
 func (s *spool) stream(resp *http.Response, watch *watch) error {
 	c := s.blob.client
-	return c.persist(s.ctx, &s.blob.count, s.arrived, func() (wait time.Duration, err error) {
+	return c.persist(s.ctx, s.blob.up, &s.blob.count, s.arrived, func() (wait time.Duration, err error) {
 		if resp != nil {
 			err = s.take(resp, watch, 0)
 			resp = nil
@@ -174,6 +184,7 @@ func (s *spool) take(resp *http.Response, watch *watch, at int64) error {
 		n, err := resp.Body.Read(buf[:min(int64(len(buf)), size-at)])
 		if n > 0 {
 			watch.progress()
+			s.blob.up.waits.progress(s.blob.client.now())
 			s.blob.count.addBytes(s.class, n)
 			if err := s.write(buf[:n], at); err != nil {
 				return err

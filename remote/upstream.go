@@ -18,6 +18,7 @@ import (
 type upstream struct {
 	client  *Client
 	sources []*source // immutable
+	waits   waits
 
 	mu sync.Mutex // guards source.badUntil
 }
@@ -94,6 +95,7 @@ func (u *upstream) report(s *source, err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return
 	}
+	u.waits.tried(err)
 	var status *statusError
 	var protocol *protocolError
 	if err == nil || errors.As(err, &protocol) || errors.As(err, &status) && (status.code < 500 || status.storage) {
@@ -148,6 +150,8 @@ func (u *upstream) fetch(ctx context.Context, path func(*source) string, header 
 	}
 	ctx, cancel := c.withDeadline(ctx)
 	defer cancel()
+	u.waits.begin(c.now())
+	defer u.waits.end()
 	var failed error
 	for try := 1; ; try++ {
 		var wait time.Duration
@@ -240,6 +244,7 @@ func (u *upstream) fetchFrom(ctx context.Context, s *source, patience time.Durat
 		return nil, watch.explain(err)
 	}
 	s.host.link.firstByte(u.client.now().Sub(begin), false)
+	u.waits.progress(u.client.now())
 	if at.Host != s.reg.RegistryStr() {
 		s.host.redirects.Store(true)
 		s.warmElsewhere(at) // blobs are where one of them is

@@ -36,20 +36,19 @@ func TestWarmConnections(t *testing.T) {
 	}})
 	yes := true
 	a := Access{Insecure: &yes, Platform: "linux/amd64"}
-	var wg sync.WaitGroup
-	_, err = c.ResolveEarly(context.Background(), s.Host()+"/a/b:1", a, func(img *Image) {
-		for _, l := range img.Layers {
-			wg.Go(func() {
-				if _, err := c.Blob(img, l, a).ReadAt(context.Background(), make([]byte, 1000), 5); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-	})
-	wg.Wait()
+	img, err := c.Resolve(context.Background(), s.Host()+"/a/b:1", a)
 	if err != nil {
 		t.Fatal(err)
 	}
+	var wg sync.WaitGroup
+	for _, l := range img.Layers {
+		wg.Go(func() {
+			if _, err := c.Blob(img, l, a).ReadAt(context.Background(), make([]byte, 1000), 5); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 	if n := made.Load(); n > warmConns {
 		t.Errorf("%d connections for four requests at once, want at most %d", n, warmConns)
 	}

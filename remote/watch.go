@@ -29,6 +29,9 @@ func newWatch(ctx context.Context, limit time.Duration) *watch {
 // progress starts the wait anew.
 func (w *watch) progress() { w.timer.Reset(w.limit) }
 
+// pause stops the wait until the next progress: it is we who do not read.
+func (w *watch) pause() { w.timer.Stop() }
+
 // abandon cancels the attempt.
 func (w *watch) abandon() { w.cancel(context.Canceled) }
 
