@@ -241,7 +241,6 @@ func FuzzRecords(f *testing.F) {
 		if a, err := parseACL([]byte(s)); err == nil && a.mode() > 0o777 {
 			t.Errorf("mode %o", a.mode())
 		}
-		parseDirent([]byte(s))
 		parseUmask([]byte(s))
 	})
 }

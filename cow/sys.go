@@ -1,12 +1,12 @@
 package cow
 
 import (
-	"errors"
-	"strconv"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox/msb-fs/internal/openat"
 )
 
 // place is a name in a directory that is open.
@@ -30,26 +30,9 @@ func validName(name string) error {
 	return nil
 }
 
-// open opens a place without following a symbolic link or leaving the file system. A place is one component, so where
-// openat2 is missing O_NOFOLLOW alone holds it.
+// open opens a place without following a symbolic link or leaving the file system.
 func (p place) open(flags int, mode uint32) (int, error) {
-	flags |= unix.O_CLOEXEC | unix.O_NOFOLLOW
-	if flags&unix.O_CREAT == 0 {
-		mode = 0 // openat2 insists
-	}
-	how := unix.OpenHow{
-		Flags: uint64(flags), Mode: uint64(mode),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	}
-	for {
-		fd, err := unix.Openat2(p.dir, p.name, &how)
-		if err == unix.ENOSYS {
-			fd, err = unix.Openat(p.dir, p.name, flags, mode)
-		}
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
+	return openat.Open(p.dir, p.name, flags, mode)
 }
 
 func (p place) openDir() (int, error) { return p.open(unix.O_RDONLY|unix.O_DIRECTORY, 0) }
@@ -93,7 +76,7 @@ func (p place) utimes(ts *[2]unix.Timespec) error {
 	return unix.UtimesNanoAt(p.dir, p.name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+func procFD(fd int) string { return openat.ProcFD(fd) }
 
 // path names a place for the calls that know no directory descriptor. The last component is never followed by them.
 func (p place) path() string { return procFD(p.dir) + "/" + p.name }
@@ -195,38 +178,9 @@ func (p place) setxattr(attr string, value []byte, flags int) error {
 
 func (p place) removexattr(attr string) error { return unix.Lremovexattr(p.path(), attr) }
 
-// writeAll writes p at off, however many calls that takes.
-func writeAll(fd int, p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		m, err := unix.Pwrite(fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return n, err
-		}
-		n += m
-	}
-	return n, nil
-}
+func writeAll(fd int, p []byte, off int64) (int, error) { return openat.WriteAll(fd, p, off) }
 
-// readFull reads until p is full or the file ends.
-func readFull(fd int, p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		m, err := unix.Pread(fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return n, err
-		}
-		if m == 0 {
-			return n, nil
-		}
-		n += m
-	}
-	return n, nil
-}
+func readFull(fd int, p []byte, off int64) (int, error) { return openat.ReadFull(fd, p, off) }
 
 // eachName calls fn for every name of an open directory but . and .., with its d_type, until fn returns false. It reads
 // through a descriptor of its own: fd's position is shared.
@@ -237,44 +191,14 @@ func eachName(fd int, fn func(name string, typ uint8) bool) error {
 	}
 	defer unix.Close(d)
 	buf := make([]byte, 32<<10)
-	for {
-		n, err := unix.Getdents(d, buf)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
+	for going := true; going; {
+		more, err := openat.Dirents(d, buf, func(e openat.Dirent) bool {
+			going = e.Name == "." || e.Name == ".." || fn(e.Name, e.Type)
+			return going
+		})
+		if err != nil || !more {
 			return err
 		}
-		for rest := buf[:n]; len(rest) > 0; {
-			name, typ, reclen, err := parseDirent(rest)
-			if err != nil {
-				return err
-			}
-			rest = rest[reclen:]
-			if name != "." && name != ".." && !fn(name, typ) {
-				return nil
-			}
-		}
 	}
-}
-
-var errDirent = errors.New("malformed directory entry")
-
-// parseDirent decodes one struct linux_dirent64 (getdents64(2)).
-func parseDirent(b []byte) (name string, typ uint8, reclen int, err error) {
-	if len(b) < 20 {
-		return "", 0, 0, errDirent
-	}
-	reclen = int(b[16]) | int(b[17])<<8
-	if reclen < 20 || reclen > len(b) {
-		return "", 0, 0, errDirent
-	}
-	raw := b[19:reclen]
-	for i, c := range raw {
-		if c == 0 {
-			raw = raw[:i]
-			break
-		}
-	}
-	return string(raw), b[18], reclen, nil
+	return nil
 }
