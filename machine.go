@@ -21,6 +21,7 @@ type machine struct {
 
 	id     string
 	client *api.Client
+	vols   *volumes
 	calls  sync.WaitGroup // requests to the daemon that nobody waits for
 
 	ended  chan struct{}      // closed when the daemon has stopped serving the root
@@ -50,9 +51,13 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	if err != nil {
 		return nil, nil, err
 	}
+	vols, err := s.openVolumes()
+	if err != nil {
+		return nil, nil, err
+	}
 	ctx, fail := context.WithCancelCause(ctx)
 	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	m := &machine{id: s.ID, client: client, ended: make(chan struct{}), hangUp: hangUp}
+	m := &machine{id: s.ID, client: client, vols: vols, ended: make(chan struct{}), hangUp: hangUp}
 	defer func() {
 		if err != nil {
 			err = errors.Join(m.why(ctx, err), m.close(ctx, false))
@@ -85,12 +90,16 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
+	mounts, err := m.vols.serve(ctx, filepath.Dir(path))
+	if err != nil {
+		return nil, nil, err
+	}
 	network, err := s.connect()
 	if err != nil {
 		return nil, nil, err
 	}
 	m.vm, err = vmboot.Start(ctx, vmboot.Config{Kernel: kernel, Accel: accel, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB,
-		FSSocket: path, RunDir: filepath.Dir(path), Network: network})
+		FSSocket: path, RunDir: filepath.Dir(path), Network: network, Mounts: mounts})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -167,6 +176,7 @@ func (m *machine) close(ctx context.Context, orderly bool) error {
 	default:
 		m.vm.Kill()
 	}
+	err = errors.Join(err, m.vols.close())
 	select {
 	case <-m.ended: // the VM has hung up, so the daemon ends by itself
 	case <-ctx.Done():

@@ -92,6 +92,15 @@ func WithPort(port string) Option {
 	return set(func(s *settings) { s.spec.Ports = append(s.spec.Ports, port) })
 }
 
+// WithVolume shows a directory or a file of the host: SRC:DST[:ro].
+func WithVolume(volume string) Option {
+	return func(s *settings) error {
+		v, err := ParseVolume(volume)
+		s.spec.Volumes = append(s.spec.Volumes, v)
+		return err
+	}
+}
+
 // WithUpper makes a mount writable and keeps changes in that directory.
 func WithUpper(dir string) Option { return set(func(s *settings) { s.upper = dir }) }
 

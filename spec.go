@@ -30,6 +30,7 @@ type Spec struct {
 	Net       string        `json:"net,omitempty"`     // none, public or all; "" is public
 	Ports     []string      `json:"ports,omitempty"`   // [BIND:]HOST:GUEST[/udp], published on the host
 	Tmpfs     []Tmpfs       `json:"tmpfs,omitempty"`
+	Volumes   []Volume      `json:"volumes,omitempty"`
 	UpperMiB  int           `json:"upper_mib,omitempty"` // what it may write in all; 0: as much as the disk has room for
 
 	Command Command `json:"command"`
@@ -65,6 +66,9 @@ func (s *Spec) complete() error {
 		s.Net = string(usernet.Public)
 	}
 	if _, err := s.network(nil); err != nil {
+		return err
+	}
+	if err := s.completeVolumes(); err != nil {
 		return err
 	}
 	var id [6]byte

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -145,7 +148,7 @@ func (vm *VM) setup(s Setup) (agentproto.Setup, error) {
 		}
 	}
 	for i, m := range vm.config.Mounts {
-		out.Mounts = append(out.Mounts, agentproto.Mount{Type: "virtiofs", Source: mountTag(i), Target: m.Target, ReadOnly: m.ReadOnly})
+		out.Mounts = append(out.Mounts, agentproto.Mount{Type: "virtiofs", Source: mountTag(i), Target: m.Target, File: m.File, ReadOnly: m.ReadOnly})
 	}
 	for _, t := range s.Tmpfs {
 		m := agentproto.Mount{Type: "tmpfs", Source: "tmpfs", Target: t.Target}
@@ -154,6 +157,10 @@ func (vm *VM) setup(s Setup) (agentproto.Setup, error) {
 		}
 		out.Mounts = append(out.Mounts, m)
 	}
+	// What lies in another comes after it.
+	slices.SortStableFunc(out.Mounts, func(a, b agentproto.Mount) int {
+		return strings.Count(path.Clean(a.Target), "/") - strings.Count(path.Clean(b.Target), "/")
+	})
 	return out, nil
 }
 

@@ -54,7 +54,7 @@ func guestImage(t *testing.T) string {
 	if err := os.Chmod(filepath.Join(dir, "etc/passwd"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "cat", "echo", "sleep", "kill", "true", "id", "env", "pwd", "stat", "mount", "date", "dd", "wc", "hostname", "stty", "ls", "nslookup", "wget", "nc", "ip", "sha256sum", "ps", "head", "poweroff", "reboot", "ulimit", "touch", "mkdir", "rm", "tar", "grep"} {
+	for _, applet := range []string{"sh", "cat", "echo", "sleep", "kill", "true", "id", "env", "pwd", "stat", "mount", "date", "dd", "wc", "hostname", "stty", "ls", "nslookup", "wget", "nc", "ip", "sha256sum", "ps", "head", "poweroff", "reboot", "ulimit", "touch", "mkdir", "rm", "tar", "grep", "ln", "mv", "cp", "chmod", "chown", "mknod", "cmp"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}

@@ -40,6 +40,7 @@ type Config struct {
 type Mount struct {
 	Socket   string // vhost-user-fs socket
 	Target   string // path in the guest
+	File     string // the one file of it that Target shows; "" is the whole filesystem
 	ReadOnly bool   // the guest's word; a server that means it refuses writes itself
 }
 

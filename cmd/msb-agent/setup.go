@@ -142,6 +142,9 @@ func bindOver(own, target string) error {
 }
 
 func mountExtra(m agentproto.Mount) error {
+	if m.File != "" {
+		return mountFile(m)
+	}
 	if err := os.MkdirAll(m.Target, 0o755); err != nil {
 		return fmt.Errorf("make the mount point %s: %w", m.Target, err)
 	}
@@ -151,6 +154,19 @@ func mountExtra(m agentproto.Mount) error {
 	}
 	if err := syscall.Mount(m.Source, m.Target, m.Type, flags, m.Options); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", m.Type, m.Target, err)
+	}
+	return nil
+}
+
+// mountFile shows one file of a filesystem, which itself is mounted where nobody looks.
+func mountFile(m agentproto.Mount) error {
+	whole := m
+	whole.File, whole.Target = "", filepath.Join(ownFiles, m.Source)
+	if err := mountExtra(whole); err != nil {
+		return err
+	}
+	if err := bindOver(filepath.Join(whole.Target, m.File), m.Target); err != nil {
+		return fmt.Errorf("mount a file on %s: %w", m.Target, err)
 	}
 	return nil
 }

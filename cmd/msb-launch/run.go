@@ -26,6 +26,7 @@ type specFlags struct {
 	envFiles   []string
 	entrypoint string
 	tmpfs      []string
+	volumes    []string
 	upperSize  string
 	inter      bool
 }
@@ -79,6 +80,7 @@ func (f *specFlags) register(cmd *cobra.Command) {
 	fl.DurationVar(&f.spec.Timeout, "timeout", 0, "kill the command after so long")
 	fl.StringVar(&f.spec.Net, "net", "public", "none, public (the Internet, but neither this host nor private networks) or all")
 	fl.StringArrayVarP(&f.spec.Ports, "publish", "p", nil, "[BIND:]HOST:GUEST[/udp]: a port of this host that leads to one of the sandbox")
+	fl.StringArrayVarP(&f.volumes, "volume", "v", nil, "SRC:DST[:ro]: show this directory or file of the host")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "PATH[:SIZE]: keep this directory in memory")
 	fl.StringVar(&f.upperSize, "upper-size", "", "what the sandbox may write in all, as 512M or 2G (default as much as the disk has room for)")
 	fl.StringVar(&f.spec.Accel, "accel", "auto", "auto, kvm or tcg")
@@ -183,6 +185,13 @@ func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registr
 	}
 	if s.Tmpfs, err = parseTmpfs(f.tmpfs); err != nil {
 		return registry, pull, err
+	}
+	for _, text := range f.volumes {
+		v, err := msb.ParseVolume(text)
+		if err != nil {
+			return registry, pull, cli.Usagef("--volume: %v", err)
+		}
+		s.Volumes = append(s.Volumes, v)
 	}
 	if s.Command.Env, err = environment(f.envFiles, f.env); err != nil {
 		return registry, pull, err

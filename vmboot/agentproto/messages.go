@@ -39,6 +39,7 @@ type Mount struct {
 	Type     string `json:"type"`   // "virtiofs" or "tmpfs"
 	Source   string `json:"source"` // virtiofs tag
 	Target   string `json:"target"`
+	File     string `json:"file,omitempty"` // of the filesystem, which is all of it that Target shows; "" is its root
 	Options  string `json:"options,omitempty"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
