@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/vmboot"
@@ -55,4 +58,39 @@ func mergeEnv(lists ...[]string) []string {
 		}
 	}
 	return out
+}
+
+// stopSignal is the signal by which an image's main process wants to be asked to end: SIGTERM where its config says nothing that can
+// be understood.
+func stopSignal(config []byte) syscall.Signal {
+	var image v1.ConfigFile
+	if json.Unmarshal(config, &image) != nil {
+		return syscall.SIGTERM
+	}
+	return parseSignal(image.Config.StopSignal)
+}
+
+// realtime is SIGRTMIN as programs know it: the C library keeps the kernel's first two for itself (signal(7)).
+const realtime, realtimeMax = 34, 64
+
+// parseSignal reads a signal as OCI images name it: TERM, SIGTERM, 15, SIGRTMIN+3.
+func parseSignal(s string) syscall.Signal {
+	name := strings.TrimPrefix(strings.ToUpper(strings.TrimSpace(s)), "SIG")
+	n, err := strconv.Atoi(name)
+	offset, isRealtime := strings.CutPrefix(name, "RTMIN")
+	switch {
+	case err == nil:
+	case isRealtime:
+		add, err := strconv.Atoi(offset)
+		if err != nil && offset != "" {
+			return syscall.SIGTERM
+		}
+		n = realtime + add
+	default:
+		n = int(unix.SignalNum("SIG" + name))
+	}
+	if n < 1 || n > realtimeMax {
+		return syscall.SIGTERM
+	}
+	return syscall.Signal(n)
 }

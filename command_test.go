@@ -2,6 +2,7 @@ package msb
 
 import (
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -45,5 +46,21 @@ func TestCommandOverImageConfig(t *testing.T) {
 				t.Errorf("got %q %q %q %q, want %q %q %q %q", p.Args, p.Env, p.Dir, p.User, c.args, c.env, c.dir, c.user)
 			}
 		})
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for name, want := range map[string]syscall.Signal{
+		"": syscall.SIGTERM, "SIGQUIT": syscall.SIGQUIT, "quit": syscall.SIGQUIT, "2": syscall.SIGINT, "SIGRTMIN+3": 37, "RTMIN": 34,
+		"SIGNOPE": syscall.SIGTERM, "0": syscall.SIGTERM, "99": syscall.SIGTERM, "-1": syscall.SIGTERM, "SIGRTMIN+x": syscall.SIGTERM,
+	} {
+		if got := stopSignal([]byte(`{"config":{"StopSignal":"` + name + `"}}`)); got != want {
+			t.Errorf("%q: %d, want %d", name, got, want)
+		}
+	}
+	for _, config := range []string{`[`, `{"config":null}`, `{}`} {
+		if got := stopSignal([]byte(config)); got != syscall.SIGTERM {
+			t.Errorf("%s: %d, want SIGTERM", config, got)
+		}
 	}
 }

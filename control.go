@@ -19,25 +19,41 @@ import (
 
 // controlRequest is the line that a connection to a running sandbox's control socket begins with.
 type controlRequest struct {
-	Op    string        `json:"op"`              // opStream: what follows is a stream to the guest's agent; opStop: end it
+	Op    string        `json:"op"`              // opStream: what follows is a stream to the guest's agent; opStop, opKill: end it
 	Grace time.Duration `json:"grace,omitempty"` // of opStop: between SIGTERM and SIGKILL
 }
 
 const (
 	opStream = "stream"
 	opStop   = "stop"
+	opKill   = "kill"
+)
+
+// killPatience is how long a sandbox may take to end once its command has been killed, before its machine is.
+const killPatience = 10 * time.Second
+
+var (
+	// errStopped is why a machine ends that does not end by itself when it is told to.
+	errStopped = errors.New("the sandbox did not end by itself and was killed")
+	// errKilled is why a machine ends that nobody wants any more.
+	errKilled = errors.New("the sandbox was killed")
 )
 
 // controlLine bounds a controlRequest, bytes.
 const controlLine = 4096
 
-// control answers those who want something of a running sandbox.
+// control answers those who want something of a sandbox that runs or is being started.
 type control struct {
-	signals chan os.Signal // for the command
-	vm      *vmboot.VM
+	signals chan os.Signal // for the command; while there is none, they end the start
+	kill    context.CancelCauseFunc
 	ln      net.Listener
-	ended   chan struct{} // closed by close
+	ctx     context.Context // ended by close
+	end     context.CancelFunc
 	serving sync.WaitGroup
+
+	up       chan struct{} // closed by begin, after which the following two are set
+	vm       *vmboot.VM
+	stopping syscall.Signal
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -48,8 +64,8 @@ func (h *Host) controlSocket(id string) (string, error) {
 	return filepath.Join(run, "ctl-"+id+".sock"), err
 }
 
-// control listens for those who want something of s, which runs on m.
-func (h *Host) control(s *Spec, m *machine) (*control, error) {
+// control listens for those who want something of s; kill ends it in whatever state it is.
+func (h *Host) control(s *Spec, kill context.CancelCauseFunc) (*control, error) {
 	path, err := h.controlSocket(s.ID)
 	if err != nil {
 		return nil, err
@@ -62,14 +78,26 @@ func (h *Host) control(s *Spec, m *machine) (*control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control sandbox: %w", err)
 	}
-	c := &control{signals: make(chan os.Signal, 1), vm: m.vm, ln: ln, ended: make(chan struct{}), conns: map[net.Conn]bool{}}
+	c := newControl(ln, kill)
 	c.serving.Go(c.accept)
 	return c, nil
 }
 
+func newControl(ln net.Listener, kill context.CancelCauseFunc) *control {
+	c := &control{signals: make(chan os.Signal), kill: kill, ln: ln, up: make(chan struct{}), conns: map[net.Conn]bool{}}
+	c.ctx, c.end = context.WithCancel(context.Background())
+	return c
+}
+
+// begin says that the sandbox is up, on vm, and by which signal its command wants to be asked to end.
+func (c *control) begin(vm *vmboot.VM, stopping syscall.Signal) {
+	c.vm, c.stopping = vm, stopping
+	close(c.up)
+}
+
 // close hangs up on everybody and returns when nobody is served any more.
 func (c *control) close() {
-	close(c.ended)
+	c.end()
 	c.ln.Close()
 	c.mu.Lock()
 	for conn := range c.conns {
@@ -86,12 +114,10 @@ func (c *control) accept() {
 			return
 		}
 		c.mu.Lock()
-		select {
-		case <-c.ended: // close has hung up on those it knew; it would wait for this one for ever
+		if c.ctx.Err() != nil { // close has hung up on those it knew; it would wait for this one for ever
 			c.mu.Unlock()
 			conn.Close()
 			return
-		default:
 		}
 		c.conns[conn] = true
 		c.mu.Unlock()
@@ -117,56 +143,72 @@ func (c *control) serve(conn net.Conn) {
 		c.splice(conn, r)
 	case opStop:
 		c.stop(req.Grace)
+	case opKill:
+		c.kill(errKilled)
+		<-c.ctx.Done()
 	}
 }
 
-// stop asks the command to end, kills it after grace, and returns when the sandbox ends.
+// stop asks the command to end, kills it after grace, kills the machine where that does not help, and returns when the sandbox
+// ends.
 func (c *control) stop(grace time.Duration) {
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		select {
-		case c.signals <- s:
-		case <-c.ended:
-			return
-		}
-		timer := time.NewTimer(grace)
-		select {
-		case <-timer.C:
-		case <-c.ended:
-			timer.Stop()
-			return
-		}
+	ask := syscall.SIGTERM
+	select {
+	case <-c.up:
+		ask = c.stopping
+	default:
 	}
-	<-c.ended
+	if c.signal(ask, grace) || c.signal(syscall.SIGKILL, killPatience) {
+		return
+	}
+	c.kill(errStopped)
+	<-c.ctx.Done()
+}
+
+// signal sends s to the command and tells whether the sandbox has ended within patience. A guest that hangs takes no signal.
+func (c *control) signal(s os.Signal, patience time.Duration) (ended bool) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case c.signals <- s:
+	case <-c.ctx.Done():
+		return true
+	case <-timer.C:
+		return false
+	}
+	select {
+	case <-c.ctx.Done():
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // splice connects conn, whose bytes after the request are in r, with a stream to the guest's agent until both directions
 // have ended, or the sandbox has.
 func (c *control) splice(conn net.Conn, r io.Reader) {
-	stream, err := c.vm.OpenStream(context.Background())
+	select {
+	case <-c.up:
+	case <-c.ctx.Done():
+		return
+	}
+	stream, err := c.vm.OpenStream(c.ctx)
 	if err != nil {
 		return
 	}
+	defer context.AfterFunc(c.ctx, func() {
+		past := time.Unix(1, 0)
+		stream.SetDeadline(past)
+		conn.SetDeadline(past)
+	})()
 	var up sync.WaitGroup
 	up.Go(func() {
 		io.Copy(stream, r)
 		closeWrite(stream)
 	})
-	finished := make(chan struct{})
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		select {
-		case <-c.ended:
-			past := time.Unix(1, 0)
-			stream.SetDeadline(past)
-			conn.SetDeadline(past)
-		case <-finished:
-		}
-	})
 	io.Copy(conn, stream)
 	closeWrite(conn)
 	up.Wait()
-	close(finished)
-	watch.Wait()
 	stream.Close()
 }
 

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	msb "github.com/microsandbox/msb-fs"
-	"github.com/microsandbox/msb-fs/vmboot"
 )
 
 // A sandbox that goes on until it is removed, and commands in it.
@@ -20,10 +19,10 @@ func ExampleCreate() {
 		log.Fatal(err)
 	}
 	defer sb.Remove(ctx, true)
-	if err := sb.Start(ctx, msb.Detached{}); err != nil {
+	if err := sb.Start(ctx); err != nil {
 		log.Fatal(err)
 	}
-	status, err := sb.Exec(ctx, vmboot.Process{Args: []string{"python3", "-c", "print(6*7)"}, Stdout: os.Stdout, Stderr: os.Stderr})
+	status, err := sb.Exec(ctx, msb.Process{Args: []string{"python3", "-c", "print(6*7)"}, Stdout: os.Stdout, Stderr: os.Stderr})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -33,7 +33,7 @@ var errUnserved = errors.New("the msb-fs daemon stopped serving the sandbox's ro
 
 const (
 	// closeTimeout bounds an orderly end: the guest syncs its disks, the daemon closes the upper directory.
-	closeTimeout = 10 * time.Second
+	closeTimeout = time.Minute
 	// closeGrace is what the guest's other processes get between SIGTERM and SIGKILL when the main one has ended.
 	closeGrace = 100 * time.Millisecond
 	// endPatience is how long after the daemon has lost the VM the VM's own end is waited for.
@@ -151,7 +151,9 @@ func (m *machine) why(ctx context.Context, err error) error {
 	}
 	select {
 	case <-m.vm.Done():
-		if err := m.vm.Err(); err != nil {
+		if err := m.vm.Err(); errors.Is(err, context.Canceled) {
+			return cause // the VM was killed because nobody served it any more
+		} else if err != nil {
 			return err
 		}
 		return fmt.Errorf("the virtual machine has ended%s", m.vm.Explain())

@@ -13,6 +13,7 @@ import (
 	"errors"
 
 	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/vmboot"
 )
 
 // Errors that callers may want to tell apart, with errors.Is.
@@ -36,9 +37,23 @@ var (
 	ErrRunning = errors.New("the sandbox is running")
 	// ErrTimeout is why a command was killed.
 	ErrTimeout = errors.New("the command ran for too long")
+	// ErrDamaged means that what a sandbox is made of cannot be read.
+	ErrDamaged = errors.New("the sandbox is damaged")
 	// ErrNotRunning is why there is nothing to stop or run a command in.
 	ErrNotRunning = errors.New("the sandbox is not running")
 )
+
+// Process is a program to run in a sandbox, beside its command.
+type Process = vmboot.Process
+
+// Status is how a program ended.
+type Status = vmboot.Status
+
+// StartError is why a program could not be started, with the exit status 126 or 127: what the sandbox itself says.
+type StartError = vmboot.StartError
+
+// Size is a terminal's, in characters.
+type Size = vmboot.Size
 
 // PullPolicy says when a registry is asked.
 type PullPolicy string

@@ -6,11 +6,12 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 )
 
-// Option is a setting of Create, Pull or Mount.
+// Option is a setting of Create, Start, Pull or Mount. One that a function has no use for does nothing there.
 type Option func(*settings) error
 
 // settings are what Options add up to.
@@ -100,6 +101,29 @@ func WithVolume(volume string) Option {
 		return err
 	}
 }
+
+// WithHostname is the sandbox's host name; its own name where it is not given.
+func WithHostname(name string) Option { return set(func(s *settings) { s.spec.Hostname = name }) }
+
+// WithTmpfs keeps a directory of the sandbox in its memory, of which it takes at most mib MiB, half if 0.
+func WithTmpfs(path string, mib int) Option {
+	return set(func(s *settings) { s.spec.Tmpfs = append(s.spec.Tmpfs, Tmpfs{path, mib}) })
+}
+
+// WithUpperSize bounds what the sandbox may write in all, in MiB.
+func WithUpperSize(mib int) Option { return set(func(s *settings) { s.spec.UpperMiB = mib }) }
+
+// WithTimeout kills the command after so long.
+func WithTimeout(d time.Duration) Option { return set(func(s *settings) { s.spec.Timeout = d }) }
+
+// WithEphemeral removes the sandbox when its command ends.
+func WithEphemeral() Option { return set(func(s *settings) { s.spec.Ephemeral = true }) }
+
+// WithAccel is auto, kvm or tcg; auto where it is not given.
+func WithAccel(accel string) Option { return set(func(s *settings) { s.spec.Accel = accel }) }
+
+// WithKernel is the guest kernel, an uncompressed vmlinux; the one that `msb-launch setup` got where it is not given.
+func WithKernel(path string) Option { return set(func(s *settings) { s.spec.Kernel = path }) }
 
 // WithUpper makes a mount writable and keeps changes in that directory.
 func WithUpper(dir string) Option { return set(func(s *settings) { s.upper = dir }) }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -168,7 +167,7 @@ func TestControlEndsBesideALateConnection(t *testing.T) {
 	defer near.Close()
 	ln := &lateListener{closed: make(chan struct{}), conns: make(chan net.Conn, 1)}
 	ln.conns <- far
-	c := &control{ln: ln, ended: make(chan struct{}), conns: map[net.Conn]bool{}}
+	c := newControl(ln, func(error) {})
 	c.serving.Go(c.accept)
 	closed := make(chan struct{})
 	go func() {
@@ -198,11 +197,18 @@ func TestDamagedSandboxIsOneOnly(t *testing.T) {
 	if _, err := h.Get("good"); err != nil {
 		t.Errorf("Get of a sound one: %v", err)
 	}
-	if _, err := h.Get("bad"); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Errorf("Get of a damaged one: %v", err)
+	bad, err := h.Get("bad")
+	if err != nil || !errors.Is(bad.Damaged(), ErrDamaged) {
+		t.Fatalf("Get of a damaged one: %+v, %v", bad, err)
 	}
-	if _, err := h.List(); err == nil {
-		t.Error("List passes over a damaged one")
+	if all, err := h.List(); err != nil || len(all) != 2 || all[1].Damaged() != nil {
+		t.Errorf("List: %v, %v", all, err)
+	}
+	if _, _, err := bad.Supervise(context.Background(), RunOptions{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("run: %v, want ErrDamaged", err)
+	}
+	if err := bad.Remove(context.Background(), false); err != nil {
+		t.Error(err)
 	}
 }
 

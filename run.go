@@ -68,6 +68,14 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 		}
 		err = errors.Join(err, writeJSON(d.state(), state))
 	}()
+	ctx, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	// From the beginning: whoever wants to stop a sandbox that is still starting must not have to know its process.
+	ctl, err := h.control(s, kill)
+	if err != nil {
+		return status, timing, err
+	}
+	defer ctl.close()
 	client, err := h.connect(ctx)
 	if err != nil {
 		return status, timing, err
@@ -79,7 +87,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 	}}
 	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Limit: int64(s.UpperMiB) << 20, Pinned: s.Digest,
 		Verify: o.Verify, Entrypoint: s.Command.Entrypoint, Args: s.Command.Args, Env: s.Command.Env}
-	booting, booted := interruptible(ctx, o.Signals)
+	booting, booted := interruptible(ctx, o.Signals, ctl.signals)
 	m, serving, err := boot(booting, client, s, req, rec)
 	booted()
 	if err != nil {
@@ -93,26 +101,22 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 			return status, timing, err
 		}
 	}
-	ctl, err := h.control(s, m)
+	p, err := s.Command.process(m.image.Config, s.Hostname)
 	if err != nil {
 		return status, timing, err
 	}
-	defer ctl.close()
+	ctl.begin(m.vm, stopSignal(m.image.Config))
 	logs, err := openLogs(d.logs())
 	if err != nil {
 		return status, timing, err
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
-	status, err = m.run(serving, s, o, ctl.signals, logs, rec)
+	status, err = m.run(serving, p, s.Timeout, o, ctl.signals, logs, rec)
 	return status, timing, err
 }
 
-// run runs s's command.
-func (m *machine) run(ctx context.Context, s *Spec, o RunOptions, stop <-chan os.Signal, logs *logWriter, rec *recorder) (vmboot.Status, error) {
-	p, err := s.Command.process(m.image.Config, s.Hostname)
-	if err != nil {
-		return vmboot.Status{}, err
-	}
+// run runs the main process p, for as long as timeout allows if that is not 0.
+func (m *machine) run(ctx context.Context, p vmboot.Process, timeout time.Duration, o RunOptions, stop <-chan os.Signal, logs *logWriter, rec *recorder) (vmboot.Status, error) {
 	var first sync.Once
 	mark := func() {
 		rec.mark(ctx, eventFirstOutput)
@@ -130,9 +134,9 @@ func (m *machine) run(ctx context.Context, s *Spec, o RunOptions, stop <-chan os
 			o.Started()
 		}
 	}
-	if s.Timeout > 0 {
+	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("%w: killed after %v", ErrTimeout, s.Timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: killed after %v", ErrTimeout, timeout))
 		defer cancel()
 	}
 	status, err := m.agent.Exec(ctx, p)
@@ -177,15 +181,17 @@ func merge(a, b <-chan os.Signal) (_ <-chan os.Signal, done func()) {
 // errInterrupted is why a boot ends when the user has had enough of it.
 var errInterrupted = errors.New("interrupted while the sandbox was starting")
 
-// interruptible returns a context that a signal ends, until stop is called: before there is a process to send signals to,
+// interruptible returns a context that a signal of either channel ends, until booted is called: before there is a process to send signals to,
 // they mean the launcher.
-func interruptible(ctx context.Context, signals <-chan os.Signal) (_ context.Context, stop func()) {
+func interruptible(ctx context.Context, signals, stop <-chan os.Signal) (_ context.Context, booted func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stopped, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		select {
 		case <-signals:
+			cancel(errInterrupted)
+		case <-stop:
 			cancel(errInterrupted)
 		case <-stopped:
 		}

@@ -1,6 +1,7 @@
 package msb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -20,8 +21,11 @@ import (
 type Sandbox struct {
 	Spec
 
-	host *Host
-	dir  dir
+	host     *Host
+	dir      dir
+	damaged  error    // why Spec is but a name
+	registry Registry // of its creation, for as long as this process remembers it
+	pull     PullPolicy
 }
 
 // Create makes a sandbox of s and pins its image. It boots nothing.
@@ -53,13 +57,15 @@ func (h *Host) Create(ctx context.Context, s Spec, registry Registry, pull PullP
 	if err != nil {
 		return nil, errors.Join(err, d.remove())
 	}
-	return &Sandbox{Spec: s, host: h, dir: d}, nil
+	return &Sandbox{Spec: s, host: h, dir: d, registry: registry, pull: pull}, nil
 }
 
-// Get returns the sandbox of that name, id, or beginning of an id that only one has. That another one is damaged is no error
-// unless none is found.
+// Get returns the sandbox of that name, id, or beginning of an id that only one has.
 func (h *Host) Get(name string) (*Sandbox, error) {
-	all, damaged := h.sound()
+	all, err := h.List()
+	if err != nil {
+		return nil, err
+	}
 	var found []*Sandbox
 	for _, sb := range all {
 		if sb.Name == name || sb.ID == name {
@@ -71,9 +77,6 @@ func (h *Host) Get(name string) (*Sandbox, error) {
 	}
 	switch len(found) {
 	case 0:
-		if damaged != nil {
-			return nil, damaged
-		}
 		return nil, fmt.Errorf("%w: %s: msb-launch ls -a lists them", ErrNoSandbox, name)
 	case 1:
 		return found[0], nil
@@ -82,37 +85,35 @@ func (h *Host) Get(name string) (*Sandbox, error) {
 	}
 }
 
-// List returns all sandboxes, sorted by name. Those that should have been removed when they ended, but whose supervisor
-// was killed, are removed now.
+// List returns all sandboxes, sorted by name, also those that are damaged. Those that should have been removed when they ended,
+// but whose supervisor was killed, are removed now.
 func (h *Host) List() ([]*Sandbox, error) {
-	all, err := h.sound()
-	if err != nil {
-		return nil, err
-	}
-	return all, nil
-}
-
-// sound is List, which goes on when a sandbox cannot be read; the error says so of the last one.
-func (h *Host) sound() (out []*Sandbox, damaged error) {
 	dirs, err := list(h.home)
 	if err != nil {
 		return nil, err
 	}
+	out := make([]*Sandbox, 0, len(dirs))
 	for _, d := range dirs {
 		sb := &Sandbox{host: h, dir: d}
-		if err := readJSON(d.spec(), &sb.Spec); errors.Is(err, fs.ErrNotExist) {
+		err := readJSON(d.spec(), &sb.Spec)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
-		} else if err != nil {
-			damaged = fmt.Errorf("sandbox %s is damaged: %w: remove %s", filepath.Base(string(d)), err, d)
-			continue
+		}
+		if name := filepath.Base(string(d)); err != nil || sb.Name != name || sb.ID == "" {
+			sb.Spec = Spec{Name: name}
+			sb.damaged = fmt.Errorf("%w: %s: remove it: msb-launch rm %s", ErrDamaged, name, name)
 		}
 		if sb.Ephemeral && sb.begun() && sb.collect() {
 			continue
 		}
 		out = append(out, sb)
 	}
-	return out, damaged
+	return out, nil
 }
+
+// Damaged is ErrDamaged if what sb is made of cannot be read, after a crash of the machine or a mistake: it has but a name then, and
+// can be removed.
+func (sb *Sandbox) Damaged() error { return sb.damaged }
 
 // begun tells whether sb has been run, or should have been by now: one that Create has just made is not started yet.
 func (sb *Sandbox) begun() bool {
@@ -150,20 +151,20 @@ func (sb *Sandbox) State() State {
 func (sb *Sandbox) Upper() string { return sb.dir.upper() }
 
 // Supervise runs sb in this process, as Run does, until its command ends.
-func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (vmboot.Status, Timing, error) {
+func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (Status, Timing, error) {
 	start := time.Now()
 	lock, err := sb.dir.tryLock()
 	if err != nil {
-		return vmboot.Status{}, Timing{}, err
+		return Status{}, Timing{}, err
 	}
 	defer lock.Close()
 	// Read again under the lock: it may have been pinned since sb was made, or be another one of that name.
 	var spec Spec
-	if err := readJSON(sb.dir.spec(), &spec); err != nil {
-		return vmboot.Status{}, Timing{}, fmt.Errorf("sandbox %s is damaged: %w: remove %s", sb.Name, err, sb.dir)
+	if err := readJSON(sb.dir.spec(), &spec); sb.damaged != nil || err != nil {
+		return Status{}, Timing{}, errors.Join(sb.damaged, err)
 	}
 	if spec.ID != sb.ID {
-		return vmboot.Status{}, Timing{}, fmt.Errorf("%w: %s has been removed, and another made of that name", ErrNoSandbox, sb.Name)
+		return Status{}, Timing{}, fmt.Errorf("%w: %s has been removed, and another made of that name", ErrNoSandbox, sb.Name)
 	}
 	status, timing, err := sb.host.supervise(ctx, start, sb.dir, &spec, o)
 	if spec.Ephemeral {
@@ -172,8 +173,26 @@ func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (vmboot.Status, 
 	return status, timing, err
 }
 
-// Exec runs p in sb, which is running, and returns how it ended.
-func (sb *Sandbox) Exec(ctx context.Context, p vmboot.Process) (vmboot.Status, error) {
+// Exec runs p in sb, which is running, and returns how it ended. What p leaves open of Env, Dir and User is as in the image and sb's own
+// command; Env is added to theirs.
+func (sb *Sandbox) Exec(ctx context.Context, p Process) (Status, error) {
+	client, err := sb.host.connect(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	var config []byte
+	err = client.Call(ctx, "GET", "/v1/configs/"+sb.Digest, nil, &config)
+	client.Close()
+	if err != nil {
+		return Status{}, err
+	}
+	base := Command{Entrypoint: new(string), Args: p.Args, TTY: p.TTY,
+		Env: slices.Concat(sb.Command.Env, p.Env), Dir: cmp.Or(p.Dir, sb.Command.Dir), User: cmp.Or(p.User, sb.Command.User)}
+	own, err := base.process(config, sb.Hostname)
+	if err != nil {
+		return Status{}, err
+	}
+	p.Env, p.Dir, p.User, p.MakeDir = own.Env, own.Dir, own.User, p.Dir == ""
 	return sb.agent().Exec(ctx, p)
 }
 
@@ -195,52 +214,46 @@ func (sb *Sandbox) agent() *vmboot.Agent {
 	})
 }
 
-// Process is the process that c makes over sb's image: its environment, user and directory, but none of its command.
-func (sb *Sandbox) Process(ctx context.Context, c Command) (vmboot.Process, error) {
-	client, err := sb.host.connect(ctx)
-	if err != nil {
-		return vmboot.Process{}, err
-	}
-	defer client.Close()
-	var config []byte
-	if err := client.Call(ctx, "GET", "/v1/configs/"+sb.Digest, nil, &config); err != nil {
-		return vmboot.Process{}, err
-	}
-	none := ""
-	c.Entrypoint = &none
-	c.Env = append(append([]string{}, sb.Command.Env...), c.Env...)
-	if c.Dir == "" {
-		c.Dir = sb.Command.Dir
-	}
-	if c.User == "" {
-		c.User = sb.Command.User
-	}
-	return c.process(config, sb.Hostname)
+// Stop asks sb's command to end, by SIGTERM or what its image wants instead, kills it after grace, and returns when sb has ended. One
+// that does not run is no error.
+func (sb *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
+	return sb.end(ctx, controlRequest{Op: opStop, Grace: grace})
 }
 
-// Stop asks sb's command to end by SIGTERM, kills it after grace, and returns when sb has ended. One that does not run is
-// no error.
-func (sb *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
-	for signalled := false; sb.Running(); {
-		conn, err := sb.host.dialControl(ctx, &sb.Spec, controlRequest{Op: opStop, Grace: grace})
+// end sends req to whoever runs sb now, and returns when that run is over.
+func (sb *Sandbox) end(ctx context.Context, req controlRequest) error {
+	this := sb.State().Started
+	for sb.Running() {
+		conn, err := sb.host.dialControl(ctx, &sb.Spec, req)
 		if err == nil {
 			defer conn.Close()
-			return sb.Wait(ctx)
+			break
 		}
-		// It is still booting, or ending. The process of a run that has finished may be anybody's by now.
-		if s := sb.State(); s.PID > 0 && s.Finished.IsZero() && !signalled && sb.Running() {
-			if err := syscall.Kill(s.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
-			}
-			signalled = true
+		if err := pause(ctx); err != nil { // it is about to listen, or ending
+			return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("stop sandbox %s: %w", sb.Name, ctx.Err())
-		case <-time.After(waitEvery):
+	}
+	for sb.Running() {
+		if now := sb.State().Started; this.IsZero() {
+			this = now
+		} else if !now.Equal(this) {
+			return nil // somebody has started it again
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
 		}
 	}
 	return nil
+}
+
+// pause waits for a moment.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(waitEvery):
+		return nil
+	}
 }
 
 // waitEvery is how often Wait looks.
@@ -269,7 +282,7 @@ func (sb *Sandbox) Remove(ctx context.Context, force bool) error {
 			return sb.dir.remove()
 		}
 		if errors.Is(err, ErrRunning) && force {
-			if err = sb.Stop(ctx, 0); err == nil {
+			if err = sb.end(ctx, controlRequest{Op: opKill}); err == nil {
 				stopped = true
 				continue
 			}

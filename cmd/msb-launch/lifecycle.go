@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -48,7 +47,7 @@ func (a *app) createCmd() *cobra.Command {
 
 // each makes a command that does fn to every sandbox named, and fails if it failed for one.
 func (a *app) each(cmd *cobra.Command, fn func(context.Context, *msb.Sandbox) error) *cobra.Command {
-	cmd.Args = cli.Args(cobra.MinimumNArgs(1))
+	cmd.Args, cmd.ValidArgsFunction = cli.Args(cobra.MinimumNArgs(1)), a.completeNames
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		host, err := a.host()
 		if err != nil {
@@ -75,10 +74,11 @@ func (a *app) each(cmd *cobra.Command, fn func(context.Context, *msb.Sandbox) er
 
 func (a *app) startCmd() *cobra.Command {
 	return a.each(&cobra.Command{
-		Use:   "start NAME...",
-		Short: "Start sandboxes in the background, each on the image it was made with",
+		Use:     "start NAME...",
+		Short:   "Start sandboxes in the background, each on the image it was made with",
+		Example: "  msb-launch create --name worker python:3.12 python3 -m http.server\n  msb-launch start worker\n  msb-launch logs -f worker",
 	}, func(ctx context.Context, sb *msb.Sandbox) error {
-		return sb.Start(ctx, msb.Detached{})
+		return sb.Start(ctx)
 	})
 }
 
@@ -88,8 +88,10 @@ const stopGrace = 10 * time.Second
 func (a *app) stopCmd() *cobra.Command {
 	var grace time.Duration
 	cmd := a.each(&cobra.Command{
-		Use:   "stop NAME...",
-		Short: "Stop sandboxes: their command is asked to end, then killed",
+		Use:     "stop NAME...",
+		Short:   "Stop sandboxes: their command is asked to end, then killed",
+		Long:    "Stop sandboxes. Their command is asked to end by SIGTERM, or the signal that its image names, and killed after --grace.",
+		Example: "  msb-launch stop worker\n  msb-launch stop --grace 1m database",
 	}, func(ctx context.Context, sb *msb.Sandbox) error { return sb.Stop(ctx, grace) })
 	cmd.Flags().DurationVar(&grace, "grace", stopGrace, "time between SIGTERM and SIGKILL")
 	return cmd
@@ -98,13 +100,14 @@ func (a *app) stopCmd() *cobra.Command {
 func (a *app) restartCmd() *cobra.Command {
 	var grace time.Duration
 	cmd := a.each(&cobra.Command{
-		Use:   "restart NAME...",
-		Short: "Stop sandboxes, if they run, and start them",
+		Use:     "restart NAME...",
+		Short:   "Stop sandboxes, if they run, and start them",
+		Example: "  msb-launch restart worker",
 	}, func(ctx context.Context, sb *msb.Sandbox) error {
 		if err := sb.Stop(ctx, grace); err != nil {
 			return err
 		}
-		return sb.Start(ctx, msb.Detached{})
+		return sb.Start(ctx)
 	})
 	cmd.Flags().DurationVar(&grace, "grace", stopGrace, "time between SIGTERM and SIGKILL")
 	return cmd
@@ -113,8 +116,9 @@ func (a *app) restartCmd() *cobra.Command {
 func (a *app) rmCmd() *cobra.Command {
 	var force bool
 	cmd := a.each(&cobra.Command{
-		Use:   "rm NAME...",
-		Short: "Remove sandboxes with everything they have written",
+		Use:     "rm NAME...",
+		Short:   "Remove sandboxes with everything they have written",
+		Example: "  msb-launch rm worker\n  msb-launch rm -f $(msb-launch ls -aq)",
 	}, func(ctx context.Context, sb *msb.Sandbox) error { return sb.Remove(ctx, force) })
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill those that run")
 	return cmd
@@ -125,10 +129,13 @@ func (a *app) execCmd() *cobra.Command {
 	var env []string
 	var inter bool
 	cmd := &cobra.Command{
-		Use:     "exec [OPTIONS] NAME CMD [ARG...]",
-		Short:   "Run a further command in a sandbox that runs",
-		Example: "  msb-launch exec worker ps aux\n  msb-launch exec -it worker sh",
-		Args:    cli.Args(cobra.MinimumNArgs(2)),
+		Use:   "exec [OPTIONS] NAME CMD [ARG...]",
+		Short: "Run a further command in a sandbox that runs",
+		Long: "Run a further command in a sandbox that runs, with the environment, directory and user of its own command. Standard output,\n" +
+			"error and the exit status are the command's; standard input with -i.",
+		ValidArgsFunction: a.completeNames,
+		Example:           "  msb-launch exec worker ps aux\n  msb-launch exec -it worker sh",
+		Args:              cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if command.Env, err = environment(nil, env); err != nil {
@@ -157,10 +164,7 @@ func (a *app) exec(cmd *cobra.Command, name string, command msb.Command, inter b
 	if err != nil {
 		return err
 	}
-	p, err := sb.Process(cmd.Context(), command)
-	if err != nil {
-		return err
-	}
+	p := msb.Process{Args: command.Args, Env: command.Env, Dir: command.Dir, User: command.User, TTY: command.TTY}
 	terminal, err := openTerminal(command.TTY)
 	if err != nil {
 		return err
@@ -180,9 +184,11 @@ func (a *app) logsCmd() *cobra.Command {
 	var follow, timestamps bool
 	var tail int
 	cmd := &cobra.Command{
-		Use:   "logs [OPTIONS] NAME",
-		Short: "Print what a sandbox's command has written, on the streams it wrote it to",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+		Use:               "logs [OPTIONS] NAME",
+		Short:             "Print what a sandbox's command has written, on the streams it wrote it to",
+		Example:           "  msb-launch logs worker\n  msb-launch logs -f --tail 20 -t worker",
+		ValidArgsFunction: a.completeNames,
+		Args:              cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			host, err := a.host()
 			if err != nil {
@@ -209,42 +215,31 @@ func (a *app) logsCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the sandbox ends")
 	cmd.Flags().BoolVarP(&timestamps, "timestamps", "t", false, "print the time of each line")
-	cmd.Flags().IntVar(&tail, "tail", -1, "only so many of the last lines")
+	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "only so many of the last lines (default all)")
 	return cmd
 }
 
 // superviseCmd is what Start runs in the background.
 func (a *app) superviseCmd() *cobra.Command {
-	return &cobra.Command{
+	var fork bool
+	cmd := &cobra.Command{
 		Use:    "supervise NAME",
 		Hidden: true,
 		Args:   cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			signal.Ignore(syscall.SIGPIPE) // whoever waits for the start may go away
-			signals, stop := forwarded()
-			defer stop()
-			var d msb.Detached
-			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&d); err != nil {
-				return cli.Usagef("supervise is for msb-launch itself: use start")
-			}
 			host, err := a.host()
 			if err != nil {
 				return err
 			}
-			sb, err := host.Get(args[0])
-			if err != nil {
-				return err
+			if fork {
+				return host.ForkSupervisor(args[0])
 			}
-			started := false
-			_, _, err = sb.Supervise(cmd.Context(), msb.RunOptions{Registry: d.Registry, Pull: d.Pull, Signals: signals, Started: func() {
-				started = true
-				fmt.Fprintln(cmd.OutOrStdout())
-				os.Stdout.Close()
-			}})
-			if err != nil && !started {
-				fmt.Fprintln(cmd.OutOrStdout(), cli.Line(err))
-			}
-			return err
+			signal.Ignore(syscall.SIGPIPE) // whoever waits for the start may go away
+			signals, stop := forwarded()
+			defer stop()
+			return host.SuperviseDetached(cmd.Context(), args[0], os.Stdin, os.Stdout, signals)
 		},
 	}
+	cmd.Flags().BoolVar(&fork, "fork", false, "")
+	return cmd
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,7 @@ import (
 // sandboxInfo is what ls and inspect say of a sandbox.
 type sandboxInfo struct {
 	msb.Spec
-	Status string    `json:"status"` // created, running, exited or crashed
+	Status string    `json:"status"` // created, running, exited, crashed or damaged
 	Upper  string    `json:"upper"`
 	State  msb.State `json:"state"`
 }
@@ -23,6 +24,8 @@ func info(sb *msb.Sandbox) sandboxInfo {
 	state := sb.State()
 	i := sandboxInfo{Spec: sb.Spec, State: state, Upper: sb.Upper()}
 	switch {
+	case sb.Damaged() != nil:
+		i.Status = "damaged"
 	case sb.Running():
 		i.Status = "running"
 	case state.Started.IsZero():
@@ -42,6 +45,7 @@ func (a *app) lsCmd() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"ps"},
 		Short:   "List sandboxes that run, or all",
+		Example: "  msb-launch ls\n  msb-launch ps -a --json\n  msb-launch ls -aq",
 		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			host, err := a.host()
@@ -60,6 +64,12 @@ func (a *app) lsCmd() *cobra.Command {
 				}
 			}
 			return out.Print(cmd.OutOrStdout(), infos, func(w io.Writer) error {
+				if a.Quiet {
+					for _, i := range infos {
+						fmt.Fprintln(w, i.Name)
+					}
+					return nil
+				}
 				t := cli.NewTable(w, "NAME", "ID", "IMAGE", "STATUS", "CREATED")
 				for _, i := range infos {
 					t.Row(i.Name, i.ID, i.Image, statusText(i), i.Created.Local().Format(time.DateTime))
@@ -88,10 +98,13 @@ func statusText(i sandboxInfo) string {
 }
 
 func (a *app) inspectCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "inspect NAME",
-		Short: "Print all that is known of a sandbox, as JSON",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+	var out cli.Output
+	cmd := &cobra.Command{
+		Use:               "inspect NAME",
+		Short:             "Print all that is known of a sandbox, as JSON",
+		Example:           "  msb-launch inspect worker",
+		ValidArgsFunction: a.completeNames,
+		Args:              cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			host, err := a.host()
 			if err != nil {
@@ -101,7 +114,29 @@ func (a *app) inspectCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cli.JSON(cmd.OutOrStdout(), info(sb))
+			// There is no other form, but every command that prints JSON may be asked for it.
+			return out.Print(cmd.OutOrStdout(), info(sb), func(w io.Writer) error { return cli.JSON(w, info(sb)) })
 		},
 	}
+	out.Register(cmd.Flags())
+	return cmd
+}
+
+// completeNames lets a shell complete the names of sandboxes.
+func (a *app) completeNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	host, err := a.host()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	sandboxes, err := host.List()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, sb := range sandboxes {
+		if !slices.Contains(args, sb.Name) {
+			names = append(names, sb.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

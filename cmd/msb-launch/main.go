@@ -60,9 +60,10 @@ func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 
 func versionCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  msb-launch version",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			version := "(devel)"
 			if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {

@@ -119,12 +119,14 @@ func (a *app) runDetached(cmd *cobra.Command, host *msb.Host, f *runFlags, regis
 	if f.timing || f.timingJSON != "" || f.verify != "lazy" {
 		return cli.Usagef("--timing, --timing-json and --verify are for a run in the foreground")
 	}
-	sb, err := host.Create(cmd.Context(), f.spec, registry, pull)
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	sb, err := host.Create(ctx, f.spec, registry, pull)
 	if err != nil {
 		return err
 	}
-	if err := sb.Start(cmd.Context(), msb.Detached{Registry: registry, Pull: pull}); err != nil {
-		return err
+	if err := sb.Start(ctx); err != nil {
+		return exit(cmd, msb.Status{}, err)
 	}
 	fmt.Fprintln(cmd.OutOrStdout(), sb.Name)
 	return nil

@@ -12,8 +12,9 @@ import (
 
 func (a *app) setupCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "setup",
-		Short: "Get the guest kernel",
+		Use:     "setup",
+		Example: "  msb-launch setup",
+		Short:   "Get the guest kernel",
 		Long: "Get the guest kernel: Debian's cloud kernel, by apt, which checks its signature. Needs no root. Root's serves every\n" +
 			"user of this machine; anybody else's is kept in their own data directory.",
 		Args: cli.Args(cobra.NoArgs),
@@ -33,10 +34,11 @@ func (a *app) setupCmd() *cobra.Command {
 func (a *app) doctorCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "doctor",
-		Short: "Say what this host has for sandboxes, what is missing and how to get it",
-		Long:  "Say what this host has for sandboxes, what is missing and how to get it. Exits with 1 when sandboxes cannot run.",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "doctor",
+		Example: "  msb-launch doctor\n  msb-launch doctor --json",
+		Short:   "Say what this host has for sandboxes, what is missing and how to get it",
+		Long:    "Say what this host has for sandboxes, what is missing and how to get it. Exits with 1 when sandboxes cannot run.",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interruptible(cmd)
 			defer stop()
