@@ -237,11 +237,17 @@ type Mount struct {
 }
 
 // File is a name inside an image, as stat has it.
+	BytesTouched int64   `json:"bytes_touched"` // of the layers' blobs, that hold what its first users have read
 type File struct {
 	Path   string            `json:"path"`
 	Mode   uint32            `json:"mode"` // st_mode
 	Nlink  uint32            `json:"nlink"`
 	UID    uint32            `json:"uid"`
+// Profiles are the start-up profiles of one image.
+type Profiles struct {
+	Data []byte `json:"data,omitempty"` // packed; empty when there are none
+}
+
 	GID    uint32            `json:"gid"`
 	Rdev   uint32            `json:"rdev,omitempty"`
 	Size   int64             `json:"size"`

@@ -87,6 +87,7 @@ func (d *daemon) rest(o *openImage) {
 // attendMount looks after a mount's first use, in a task: it brings what that will probably need, remembers what it needed,
 // and then has the rest fetched. What it returns ends that and waits for it.
 func (d *daemon) attendMount(m *mount) (stop func()) {
+	d.images.use(m.image)
 	d.completer.streams(m.image)
 	ctx, cancel := context.WithCancel(d.tasks.ctx)
 	ended := make(chan struct{})

@@ -41,6 +41,8 @@ func (d *daemon) handler() http.Handler {
 	handle("POST /v1/index/pull", d.postIndexPull)
 	handle("POST /v1/inspect", d.postInspect)
 	handle("GET /v1/configs/{digest}", d.getConfig)
+	handle("GET /v1/profiles/{digest}", d.getProfiles)
+	handle("PUT /v1/profiles/{digest}", d.putProfiles)
 	handle("POST /v1/mounts", d.postMount)
 	handle("GET /v1/mounts", d.getMounts)
 	handle("DELETE /v1/mounts", d.deleteMount)

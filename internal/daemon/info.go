@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 )
@@ -51,6 +54,31 @@ func (d *daemon) getConfig(w http.ResponseWriter, r *http.Request) error {
 		return &api.Error{Code: api.CodeNotCached, Message: "image not cached: " + r.PathValue("digest")}
 	}
 	return write(w, img.Config)
+}
+
+// getProfiles answers with what putProfiles of another daemon takes.
+func (d *daemon) getProfiles(w http.ResponseWriter, r *http.Request) error {
+	data, err := profiles{d.images.pins.db}.export(r.PathValue("digest"))
+	if err != nil {
+		return err
+	}
+	return write(w, api.Profiles{Data: data})
+}
+
+func (d *daemon) putProfiles(w http.ResponseWriter, r *http.Request) error {
+	var req api.Profiles
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	digest := r.PathValue("digest")
+	if _, err := v1.NewHash(digest); err != nil {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%q is no digest", digest)}
+	}
+	if err := (profiles{d.images.pins.db}).adopt(digest, req.Data); err != nil {
+		return &api.Error{Code: api.CodeInvalid, Message: err.Error()}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (d *daemon) getStats(w http.ResponseWriter, r *http.Request) error {

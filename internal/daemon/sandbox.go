@@ -196,6 +196,7 @@ func (d *daemon) openSandbox(ctx context.Context, s *sandbox, req api.SandboxReq
 			d.release(o)
 		}
 	}()
+	d.images.use(o)
 	s.opened(o, base)
 	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
 	if err := d.verified(ctx, o, req.Verify); err != nil {

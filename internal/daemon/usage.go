@@ -18,6 +18,9 @@ func (o *openImage) fetched() (n int64) {
 // usage is what has been used of o since its fetched was base.
 func (o *openImage) usage(base int64) api.Usage {
 	u := api.Usage{BytesFetched: o.fetched() - base, ImageBytes: size(o.Image), Layers: o.describe()}
+	for _, n := range o.tree.Touched() {
+		u.BytesTouched += n
+	}
 	for _, s := range o.tree.Stats().Stalls {
 		u.Stalls = append(u.Stalls, api.Stall{Path: s.Path, MS: float64(s.Total.Microseconds()) / 1000, Count: s.Count})
 	}
