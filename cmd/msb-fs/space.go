@@ -98,6 +98,7 @@ func (a *app) dfCmd() *cobra.Command {
 				}
 				t := cli.NewTable(w, "WHAT", "DISK", "")
 				t.Row("chunks", cli.Bytes(u.DiskBytes), fmt.Sprintf("%d, %s in use by open images, %s", u.Chunks, cli.Bytes(u.InUse), limit))
+				t.Row("loaded layers", cli.Bytes(u.Blobs), "")
 				t.Row("layer indexes", cli.Bytes(u.Indexes), "")
 				t.Row("image trees", cli.Bytes(u.Trees), "")
 				t.Row("database", cli.Bytes(u.Database), "")

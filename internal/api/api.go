@@ -98,6 +98,27 @@ type Committed struct {
 	Digest string `json:"digest"` // of its manifest
 }
 
+// LoadRequest asks for the images of an archive to be taken into the store.
+type LoadRequest struct {
+	Path     string `json:"path"`               // of a directory or file, absolute
+	Name     string `json:"name,omitempty"`     // reference of the archive's only image; "" takes those in the archive
+	Platform string `json:"platform,omitempty"` // os/arch[/variant] to choose; "" is the host's
+}
+
+// SaveRequest asks for an image as an archive.
+type SaveRequest struct {
+	ImageRequest
+	Format string `json:"format,omitempty"` // "" is FormatOCI
+	Layout string `json:"layout,omitempty"` // directory to write to, absolute; of FormatDir
+}
+
+// Formats of archives, as podman spells them.
+const (
+	FormatOCI    = "oci-archive"    // a tar of an OCI image layout
+	FormatDir    = "oci-dir"        // an OCI image layout
+	FormatDocker = "docker-archive" // what docker save writes
+)
+
 // IndexRequest asks for the indexes of an image's layers to be published or fetched.
 type IndexRequest struct {
 	ImageRequest
@@ -150,6 +171,7 @@ type DiskUsage struct {
 	DiskBytes  int64 `json:"disk_bytes"`  // of chunk files
 	Limit      int64 `json:"limit"`       // that chunk files are kept to; 0: none
 	Free       int64 `json:"free"`        // on the file system
+	Blobs      int64 `json:"blobs"`       // of layers that have been loaded from archives
 	Indexes    int64 `json:"indexes"`     // of layers
 	Trees      int64 `json:"trees"`       // of images
 	Database   int64 `json:"database"`
@@ -182,6 +204,7 @@ const (
 	EventProgress = "progress"       // Layers is set
 	EventMounted  = "mounted"
 	EventComplete = "complete" // every byte is local
+	EventLoaded   = "loaded"   // Image is in the store
 	EventError    = "error"    // the last one
 )
 
@@ -237,17 +260,11 @@ type Mount struct {
 }
 
 // File is a name inside an image, as stat has it.
-	BytesTouched int64   `json:"bytes_touched"` // of the layers' blobs, that hold what its first users have read
 type File struct {
 	Path   string            `json:"path"`
 	Mode   uint32            `json:"mode"` // st_mode
 	Nlink  uint32            `json:"nlink"`
 	UID    uint32            `json:"uid"`
-// Profiles are the start-up profiles of one image.
-type Profiles struct {
-	Data []byte `json:"data,omitempty"` // packed; empty when there are none
-}
-
 	GID    uint32            `json:"gid"`
 	Rdev   uint32            `json:"rdev,omitempty"`
 	Size   int64             `json:"size"`

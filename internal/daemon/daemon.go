@@ -78,7 +78,7 @@ func Run(ctx context.Context, home api.Home, o Options) error {
 
 // open takes over home. stop is what ends ctx.
 func open(ctx context.Context, stop context.CancelFunc, home api.Home, o Options) (_ *daemon, err error) {
-	for _, dir := range []string{string(home), home.Cache("layers"), home.Cache("chunks"), home.Cache("trees"), home.Sandboxes()} {
+	for _, dir := range []string{string(home), home.Cache("layers"), home.Cache("chunks"), home.Cache("trees"), home.Cache("blobs"), home.Sandboxes()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make home: %w", err)
 		}
@@ -189,6 +189,8 @@ func (d *daemon) cleanUp(ctx context.Context, run string) {
 		d.notes = append(d.notes, "unmounted "+dir+", left by a daemon that was killed")
 	}
 	left, _ := filepath.Glob(filepath.Join(run, "sb-*"))
+	unfinished, _ := filepath.Glob(filepath.Join(d.home.Cache("blobs"), ".new-*"))
+	left = append(left, unfinished...)
 	for _, dir := range left {
 		if err := os.RemoveAll(dir); err != nil {
 			d.Log.Warn("clean up", "err", err)

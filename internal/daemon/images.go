@@ -43,13 +43,13 @@ type openImage struct {
 	layers []*openLayer // bottom first, as Image.Layers
 
 	refs int // guarded by images.mu
-	uses int // guarded by images.mu: how many mounts and sandboxes there have been of it
+	uses int // guarded by images.mu: how often it has been acquired
 }
 
 // openLayer is a layer that open images stand on.
 type openLayer struct {
 	*layer.Layer
-	blob  *remote.Blob
+	blob  layerBlob
 	lease *chunkcache.Lease // of its chunks
 
 	refs       int  // guarded by images.mu
@@ -115,7 +115,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 		return nil, 0, err
 	}
 	im.seekIndexes(ctx, img, a)
-	fresh := &openImage{Image: img, refs: 1}
+	fresh := &openImage{Image: img, refs: 1, uses: 1}
 	before := im.layersFetched()
 	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
 		return nil, 0, err
@@ -146,6 +146,7 @@ func (im *images) join(digest string, fresh *openImage) *openImage {
 	defer im.mu.Unlock()
 	if o := im.open[digest]; o != nil && o.sound() {
 		o.refs++
+		o.uses++
 		return o
 	}
 	if fresh != nil {
@@ -230,8 +231,11 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 	if l := im.joinLayer(d.Digest, nil); l != nil {
 		return l, nil
 	}
-	fresh := &openLayer{blob: c.Blob(img, d, a), lease: im.cache.Lease(), refs: 1}
-	var err error
+	blob, err := im.blobOf(c, img, d, a)
+	if err != nil {
+		return nil, err
+	}
+	fresh := &openLayer{blob: blob, lease: im.cache.Lease(), refs: 1}
 	fresh.Layer, err = layer.Open(ctx, descriptor(d), fresh.blob, layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
 	if err != nil {
 		fresh.lease.Release()
@@ -286,14 +290,7 @@ func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
 	return fresh
 }
 
-// use counts one more mount or sandbox of o.
-func (im *images) use(o *openImage) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	o.uses++
-}
-
-// exclusive tells whether o has had one mount or sandbox only: what has been read of it is then that one's doing.
+// exclusive tells whether nobody but who opened o first has ever used it: what has been read of it is then that one's doing.
 func (im *images) exclusive(o *openImage) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()

@@ -80,7 +80,7 @@ func writeBlob(dir string, c remote.Content) error {
 	}
 	r, err := c.Open()
 	if err != nil {
-		return err
+		return fmt.Errorf("blob %s: %w", c.Digest, err)
 	}
 	defer r.Close()
 	f, err := os.CreateTemp(dir, ".new-*")
@@ -88,15 +88,24 @@ func writeBlob(dir string, c remote.Content) error {
 		return err
 	}
 	defer os.Remove(f.Name()) // of no effect once it is renamed
-	sum := sha256.New()
-	_, err = io.Copy(io.MultiWriter(f, sum), r)
+	got, _, err := sha256Of(io.TeeReader(r, f))
+	if err == nil && got != c.Digest {
+		err = fmt.Errorf("%w: got %s", remote.ErrDigest, got)
+	}
+	if err == nil {
+		err = f.Sync() // before it has its name: what has it is whole, also after a power failure
+	}
 	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return fmt.Errorf("blob %s: %w", c.Digest, err)
 	}
-	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != c.Digest {
-		return fmt.Errorf("blob %s: %w: got %s", c.Digest, remote.ErrDigest, got)
-	}
 	return os.Rename(f.Name(), path)
+}
+
+// sha256Of reads r to its end and returns its digest and length.
+func sha256Of(r io.Reader) (digest string, n int64, err error) {
+	sum := sha256.New()
+	n, err = io.Copy(sum, r)
+	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), n, err
 }
 
 // replaceFile writes b to path, whole or not at all.

@@ -47,14 +47,14 @@ func (im *images) forget(ctx context.Context, img *remote.Image, ref, platform s
 	if im.byDigest()[img.Digest] != nil {
 		return 0, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%s is in use: unmount it and stop its sandboxes first", ref)}
 	}
-	before := im.cache.Stats().DiskBytes
+	before := im.used()
 	if err := im.pins.remove(ref, platform); err != nil {
 		return 0, err
 	}
 	if _, err := im.collect(); err != nil {
 		return 0, err
 	}
-	return before - im.cache.Stats().DiskBytes, nil
+	return before - im.used(), nil
 }
 
 // lockSpaceEvery is how often lockSpace tries.
@@ -73,7 +73,16 @@ func (im *images) lockSpace(ctx context.Context) error {
 	return nil
 }
 
-// collect removes the indexes, chunks and trees that no reference leads to any more and that are not open. It returns how
+// used is the disk space of what images consist of, bytes.
+func (im *images) used() int64 {
+	blobs, err := dirBytes(im.home.Cache("blobs"))
+	if err != nil {
+		im.log.Warn("measure blobs", "err", err)
+	}
+	return im.cache.Stats().DiskBytes + blobs
+}
+
+// collect removes the blobs, indexes, chunks and trees that no reference leads to any more and that are not open. It returns how
 // many layers went. The caller has im.space.
 func (im *images) collect() (layers int, err error) {
 	pinned, err := im.pins.all()
@@ -102,6 +111,15 @@ func (im *images) collect() (layers int, err error) {
 	for _, t := range trees {
 		if err := os.Remove(im.treeFile(t)); err != nil {
 			return 0, fmt.Errorf("remove tree: %w", err)
+		}
+	}
+	blobs, err := cached(im.home.Cache("blobs"), keepLayers)
+	if err != nil {
+		return 0, err
+	}
+	for _, digest := range blobs {
+		if err := os.Remove(im.blobFile(digest)); err != nil {
+			return 0, fmt.Errorf("remove blob: %w", err)
 		}
 	}
 	gone, err := cached(im.home.Cache("layers"), keepLayers)
@@ -148,7 +166,7 @@ func (d *daemon) postPrune(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer im.space.Unlock()
-	before := im.cache.Stats().DiskBytes
+	before := im.used()
 	if req.All {
 		pinned, err := im.pins.all()
 		if err != nil {
@@ -173,7 +191,7 @@ func (d *daemon) postPrune(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	out.Bytes = before - d.cache.Stats().DiskBytes
+	out.Bytes = before - im.used()
 	return write(w, out)
 }
 
@@ -195,6 +213,9 @@ func (d *daemon) getUsage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	df := api.DiskUsage{Chunks: u.Chunks, ChunkBytes: u.Bytes, InUse: u.InUse, DiskBytes: u.DiskBytes, Limit: u.Limit, Free: u.Free}
+	if df.Blobs, err = dirBytes(d.home.Cache("blobs")); err != nil {
+		return err
+	}
 	if df.Indexes, err = dirBytes(d.home.Cache("layers")); err != nil {
 		return err
 	}
@@ -215,5 +236,9 @@ func (d *daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return write(w, api.Verified{Chunks: v.Chunks, Bytes: v.Bytes, Wrong: v.Wrong})
+	blobs, err := d.images.verifyBlobs(r.Context())
+	if err != nil {
+		return err
+	}
+	return write(w, api.Verified{Chunks: v.Chunks, Bytes: v.Bytes + blobs.Bytes, Wrong: v.Wrong + blobs.Wrong})
 }

@@ -103,7 +103,9 @@ func TestPanicLeaksNothing(t *testing.T) {
 		for n := range 3 {
 			w := &panicky{httptest.NewRecorder(), n}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second) // a sandbox waits for its VM
-			hungUp := panics(func() { d.handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", path, strings.NewReader(req))) })
+			hungUp := panics(func() {
+				d.handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", path, strings.NewReader(req)))
+			})
 			cancel()
 			if w.left >= 0 {
 				continue // that was the whole answer
