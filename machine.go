@@ -1,6 +1,7 @@
 package msb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -140,26 +141,35 @@ func (m *machine) complete(ctx context.Context) {
 	})
 }
 
-// why is why ctx ended, where that is why err happened. A VM that has ended by itself is the reason why nobody serves it.
+// why is why err happened: whatever ended ctx, or the VM. A VM that has ended by itself is the reason why nobody serves it.
 func (m *machine) why(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
-		return err
-	}
 	cause := context.Cause(ctx)
-	if !errors.Is(cause, errUnserved) || m.vm == nil {
-		return cause
+	var notStarted *vmboot.StartError
+	if errors.As(err, &notStarted) || m.vm == nil || (cause != nil && !errors.Is(cause, errUnserved)) {
+		return cmp.Or(cause, err)
 	}
 	select {
 	case <-m.vm.Done():
-		if err := m.vm.Err(); errors.Is(err, context.Canceled) {
-			return cause // the VM was killed because nobody served it any more
-		} else if err != nil {
-			return err
+		if verr := m.vm.Err(); errors.Is(verr, context.Canceled) {
+			break // the VM was killed because nobody served it any more
+		} else if verr != nil {
+			return verr
 		}
 		return fmt.Errorf("the virtual machine has ended%s", m.vm.Explain())
 	case <-time.After(endPatience):
-		return cause
 	}
+	return cmp.Or(cause, err)
+}
+
+// served tells whether the guest can still write to its root.
+func (m *machine) served() bool {
+	select {
+	case <-m.ended:
+	case <-m.vm.Done():
+	default:
+		return true
+	}
+	return false
 }
 
 // close ends the VM and returns when the daemon has let go of the upper directory. What the guest has not written yet is
@@ -173,7 +183,7 @@ func (m *machine) close(ctx context.Context, orderly bool) error {
 	switch {
 	case m.vm == nil:
 		m.hangUp()
-	case orderly && m.agent != nil:
+	case orderly && m.agent != nil && m.served():
 		err = m.vm.Close(ctx, closeGrace)
 	default:
 		m.vm.Kill()

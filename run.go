@@ -1,6 +1,7 @@
 package msb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,9 @@ import (
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/vmboot"
 )
+
+// exitFailed is the exit code of a run that has failed otherwise than by its command.
+const exitFailed = 125
 
 // State is how far a sandbox's latest run got. It is written for people; whether the sandbox runs is told by its lock.
 type State struct {
@@ -65,6 +69,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 		state.Finished, state.ExitCode = time.Now().UTC(), status.Code
 		if err != nil {
 			state.Error = err.Error()
+			state.ExitCode = cmp.Or(status.Code, exitFailed)
 		}
 		err = errors.Join(err, writeJSON(d.state(), state))
 	}()

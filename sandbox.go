@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -205,6 +206,16 @@ func (sb *Sandbox) CopyIn(ctx context.Context, path, to string) error {
 // CopyOut copies what is at path in sb, which is running, to to here. Nothing is written outside of it, whatever sb says.
 func (sb *Sandbox) CopyOut(ctx context.Context, path, to string) error {
 	return sb.agent().CopyOut(ctx, path, to)
+}
+
+// CopyInTar unpacks the tar stream r into the directory to in sb, which is running.
+func (sb *Sandbox) CopyInTar(ctx context.Context, r io.Reader, to string) error {
+	return sb.agent().CopyInTar(ctx, r, to)
+}
+
+// CopyOutTar writes what is at path in sb, which is running, to w as a tar stream, in which sb may say anything.
+func (sb *Sandbox) CopyOutTar(ctx context.Context, path string, w io.Writer) error {
+	return sb.agent().CopyOutTar(ctx, path, w)
 }
 
 // agent is the agent of sb's guest, by way of whoever supervises sb.

@@ -35,6 +35,23 @@ func (a *Agent) CopyIn(ctx context.Context, from, to string) error {
 	return nil
 }
 
+// CopyInTar unpacks the tar stream r into the guest's directory to.
+func (a *Agent) CopyInTar(ctx context.Context, r io.Reader, to string) error {
+	// With the slash it is nothing but a directory.
+	if err := a.runCopier(ctx, Process{Args: []string{guestCopier, "unpack", to + "/"}, Stdin: r}); err != nil {
+		return fmt.Errorf("copy a tar stream into the sandbox: %w", err)
+	}
+	return nil
+}
+
+// CopyOutTar writes the guest's file or directory from to w as a tar stream. All of it is the guest's word.
+func (a *Agent) CopyOutTar(ctx context.Context, from string, w io.Writer) error {
+	if err := a.runCopier(ctx, Process{Args: []string{guestCopier, "pack", from}, Stdout: w}); err != nil {
+		return fmt.Errorf("copy %s out of the sandbox: %w", from, err)
+	}
+	return nil
+}
+
 // CopyOut copies the guest's file or directory from to the host's path to, in the same way. The guest cannot write
 // outside of that, nor make anything but files, directories and symbolic links.
 func (a *Agent) CopyOut(ctx context.Context, from, to string) error {

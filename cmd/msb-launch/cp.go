@@ -10,9 +10,11 @@ import (
 
 func (a *app) cpCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "cp SRC DST",
-		Short:   "Copy files into a sandbox that runs, or out of it; one of SRC and DST is NAME:PATH",
-		Example: "  msb-launch cp ./input worker:/srv/\n  msb-launch cp worker:/var/log/app.log .",
+		Use:   "cp SRC DST",
+		Short: "Copy files into a sandbox that runs, or out of it; one of SRC and DST is NAME:PATH",
+		Long: "Copy files into a sandbox that runs, or out of it: into DST where that is a directory, else in its place. A SRC that ends in\n" +
+			"/. is what the directory contains. - is a tar stream on standard input or output.",
+		Example: "  msb-launch cp ./input worker:/srv/\n  msb-launch cp worker:/var/log/app.log .\n  msb-launch cp worker:/etc - | tar t",
 		Args:    cli.Args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, src := splitPath(args[0])
@@ -30,10 +32,16 @@ func (a *app) cpCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if from != "" {
+			switch {
+			case dst == "-":
+				return sb.CopyOutTar(ctx, src, cmd.OutOrStdout())
+			case src == "-":
+				return sb.CopyInTar(ctx, cmd.InOrStdin(), dst)
+			case from != "":
 				return sb.CopyOut(ctx, src, dst)
+			default:
+				return sb.CopyIn(ctx, src, dst)
 			}
-			return sb.CopyIn(ctx, src, dst)
 		},
 	}
 }

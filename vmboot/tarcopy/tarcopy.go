@@ -15,9 +15,13 @@ import (
 	"strings"
 )
 
-// Pack writes what lies at name, and all below it, to w. Names in the stream begin with name's last element; a
-// symbolic link at name itself is followed, one below is not. Sockets are left out.
+// Pack writes what lies at name, and all below it, to w. Names in the stream begin with name's last element, or are those of
+// what name contains where it ends in "/."; a symbolic link at name itself is followed, one below is not. Sockets are left out.
 func Pack(w io.Writer, name string) error {
+	as := base(filepath.Clean(name))
+	if strings.HasSuffix(name, "/.") {
+		as = "."
+	}
 	name = filepath.Clean(name)
 	top, err := filepath.EvalSymlinks(name)
 	if err != nil {
@@ -32,7 +36,7 @@ func Pack(w io.Writer, name string) error {
 		if err != nil {
 			return err
 		}
-		return packOne(t, file, path.Join(base(name), filepath.ToSlash(below)), d)
+		return packOne(t, file, path.Join(as, filepath.ToSlash(below)), d)
 	})
 	if err != nil {
 		return err
@@ -121,7 +125,7 @@ func Unpack(r io.Reader, dest string) error {
 		if err := unpackOne(root, h, t); err != nil {
 			return err
 		}
-		if h.Typeflag == tar.TypeDir {
+		if h.Typeflag == tar.TypeDir && h.Name != "." { // the destination itself stays as it is
 			dirs = append(dirs, h)
 		}
 	}
@@ -139,7 +143,7 @@ func Unpack(r io.Reader, dest string) error {
 func place(name, rename string) string {
 	name = strings.TrimSuffix(name, "/")
 	if rename == "" {
-		return filepath.FromSlash(name)
+		return filepath.Clean(filepath.FromSlash(name))
 	}
 	_, below, _ := strings.Cut(name, "/")
 	return filepath.Join(rename, filepath.FromSlash(below))
