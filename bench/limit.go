@@ -32,6 +32,9 @@ type Facts struct {
 	Opened  int64   `json:"opened_gzip"` // whole files of which a start reads something
 }
 
+// MB is bytes in 10^6.
+func (f Facts) MB(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes)/1e6) }
+
 // roundTrips is how many must follow each other before the first byte of a file can be here: a connection, the manifest, the file.
 const roundTrips = 3
 

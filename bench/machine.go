@@ -30,6 +30,9 @@ type Machine struct {
 	Load    string    `json:"load"`
 }
 
+// MemoryGB is the machine's memory in 10^9 bytes.
+func (m Machine) MemoryGB() float64 { return float64(m.Memory) / 1e9 }
+
 // addMachine writes down what this machine is.
 func (r *results) addMachine() error {
 	m := Machine{Time: time.Now().UTC(), Version: r.version, CPUs: runtime.NumCPU(), Go: runtime.Version(), Load: load(), KVM: "no /dev/kvm: emulated"}

@@ -33,6 +33,6 @@ func newRoot() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure how fast container images start, cold and warm",
 	}
-	root.AddCommand(setupCommand(), runCommand(), replayCommand(), tableCommand())
+	root.AddCommand(setupCommand(), runCommand(), replayCommand(), reportCommand(), tableCommand(), readmeCommand())
 	return root
 }

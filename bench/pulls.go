@@ -20,7 +20,7 @@ func podmanSystem() system {
 			}
 			t.mark(markMounted)
 			argv := t.img.argv()
-			args := append(store(t), "run", "--rm", "--network=host", "--pull=never", "--entrypoint", argv[0], t.ref)
+			args := append(store(t), "run", "--rm", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--pull=never", "--entrypoint", argv[0], t.ref)
 			return t.program(ctx, exec.Command("podman", append(args, argv[1:]...)...))
 		},
 		wipe: func(t *trial) error { return unmountIn(t.dir) },

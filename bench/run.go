@@ -137,7 +137,11 @@ func (p *plan) execute(cmd *cobra.Command) error {
 	if err := writeTable(cmd.OutOrStdout(), set); err != nil {
 		return err
 	}
-	fmt.Fprintln(os.Stderr, "results in", p.results.dir)
+	page, err := set.writeReport()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "the report is", page)
 	if failed > 0 {
 		return fmt.Errorf("%d starts failed; see %s/%s", failed, p.results.dir, errorsFile)
 	}
