@@ -60,6 +60,7 @@ type FileRequest struct {
 type SandboxRequest struct {
 	ImageRequest
 	ID     string `json:"id"`
+	Later  bool   `json:"later,omitempty"`  // only ID counts: the rest comes by POST /v1/sandboxes/{id}/image
 	Upper  string `json:"upper"`            // absolute; the writable layer
 	Limit  int64  `json:"limit,omitempty"`  // bytes that Upper may take; 0: no limit
 	Pinned string `json:"pinned,omitempty"` // a manifest digest to use instead of resolving Image
@@ -237,9 +238,15 @@ type Layer struct {
 // Usage is what a mount or sandbox has used so far.
 type Usage struct {
 	BytesFetched int64   `json:"bytes_fetched"` // from registries, for its layers, since it was asked for
+	BytesTouched int64   `json:"bytes_touched"` // of the layers' blobs, that hold what its first users have read
 	ImageBytes   int64   `json:"image_bytes"`
 	Layers       []Layer `json:"layers,omitempty"`
 	Stalls       []Stall `json:"stalls,omitempty"` // longest first
+}
+
+// Profiles are the start-up profiles of one image.
+type Profiles struct {
+	Data []byte `json:"data,omitempty"` // packed; empty when there are none
 }
 
 // Stall is the time that requests waited for one file.

@@ -43,7 +43,7 @@ type openImage struct {
 	layers []*openLayer // bottom first, as Image.Layers
 
 	refs int // guarded by images.mu
-	uses int // guarded by images.mu: how often it has been acquired
+	uses int // guarded by images.mu: how many mounts and sandboxes there have been of it
 }
 
 // openLayer is a layer that open images stand on.
@@ -115,7 +115,7 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 		return nil, 0, err
 	}
 	im.seekIndexes(ctx, img, a)
-	fresh := &openImage{Image: img, refs: 1, uses: 1}
+	fresh := &openImage{Image: img, refs: 1}
 	before := im.layersFetched()
 	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
 		return nil, 0, err
@@ -146,7 +146,6 @@ func (im *images) join(digest string, fresh *openImage) *openImage {
 	defer im.mu.Unlock()
 	if o := im.open[digest]; o != nil && o.sound() {
 		o.refs++
-		o.uses++
 		return o
 	}
 	if fresh != nil {
@@ -290,7 +289,14 @@ func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
 	return fresh
 }
 
-// exclusive tells whether nobody but who opened o first has ever used it: what has been read of it is then that one's doing.
+// use counts one more mount or sandbox of o.
+func (im *images) use(o *openImage) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	o.uses++
+}
+
+// exclusive tells whether o has had one mount or sandbox only: what has been read of it is then that one's doing.
 func (im *images) exclusive(o *openImage) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
