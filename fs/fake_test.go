@@ -22,6 +22,7 @@ import (
 
 // fakeLayer is a layer in memory whose entries are shown step by step.
 type fakeLayer struct {
+	trouble atomic.Pointer[error] // of the stream, for now
 	entries []layer.Entry
 	data    map[int][]byte
 	chunk   int64 // chunk size
@@ -178,6 +179,13 @@ func (l *fakeLayer) Entries(ctx context.Context, from int) ([]layer.Entry, bool,
 			return nil, false, ctx.Err()
 		}
 	}
+}
+
+func (l *fakeLayer) Trouble() error {
+	if err := l.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (l *fakeLayer) Chunk(_ context.Context, entry int, off int64) (layer.Chunk, error) {

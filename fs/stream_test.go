@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // asks runs a lookup in the background; its answer comes when it is certain.
@@ -170,6 +171,33 @@ func TestStreamCancelAndFail(t *testing.T) {
 		waiting(t, "nothing shown", closing)
 		open.Close()
 		answered(t, "closed", closing, syscall.ESHUTDOWN)
+	})
+}
+
+// While the registry is silent for too long, what waits for it is answered EIO and what is certain is answered; when the
+// registry is well again, so is everything.
+func TestStreamTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := streamLayer(file("a", "1"), file("b", "2"))
+		tree := newTree(t, Options{}, l)
+		l.show(1)
+		b := asks(tree, "b")
+		waiting(t, "not shown", b)
+		silent := errors.New("the registry is silent")
+		l.trouble.Store(&silent)
+		time.Sleep(troubleEvery)
+		answered(t, "in trouble", b, syscall.EIO)
+		answered(t, "in trouble, later", asks(tree, "b"), syscall.EIO)
+		answered(t, "shown before", asks(tree, "a"), nil)
+		if err := tree.Err(); err != nil {
+			t.Errorf("Err() = %v", err)
+		}
+		l.trouble.Store(nil)
+		b = asks(tree, "b")
+		waiting(t, "well again", b)
+		l.show(2)
+		answered(t, "shown", b, nil)
+		tree.Close()
 	})
 }
 

@@ -187,7 +187,7 @@ func (t *Tree) dead() error {
 	return nil
 }
 
-// wait puts a question to the growing tree until its answer is certain. ask runs with grow.mu held, for writing if asked.
+// wait puts a question to the growing tree until its answer is certain, or no layer that streams gets on. ask runs with grow.mu held, for writing if asked.
 // It returns errSealed when the sealed tree is to be asked instead.
 func (t *Tree) wait(ctx context.Context, write bool, ask func(*grow) error) error {
 	g := t.grow
@@ -220,14 +220,38 @@ func (t *Tree) wait(ctx context.Context, write bool, ask func(*grow) error) erro
 			}
 			return err
 		}
+		if err := t.trouble(); err != nil {
+			return fmt.Errorf("%w: %w", syscall.EIO, err)
+		}
+		look := time.NewTimer(troubleEvery)
 		select {
 		case <-changed:
+		case <-look.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			err = ctx.Err()
 		case <-t.ctx.Done():
-			return errClosed
+			err = errClosed
+		}
+		look.Stop()
+		if !errors.Is(err, errUncertain) {
+			return err
 		}
 	}
+}
+
+// troubleEvery is how often who waits for a stream looks whether that gets on.
+const troubleEvery = time.Second
+
+// trouble is why a layer that streams gets nothing for longer than anybody should wait; nil when all get on. It may pass.
+func (t *Tree) trouble() error {
+	for _, l := range t.layers {
+		if l, ok := l.(interface{ Trouble() error }); ok {
+			if err := l.Trouble(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Lookup finds the child called name of directory parent. It waits while a layer that could change the answer streams.

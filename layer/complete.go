@@ -17,7 +17,8 @@ const (
 )
 
 // Complete brings every chunk of the layer into the store, in blob order, in few large requests. They are of the
-// background class unless ctx says predicted. While the layer streams, Complete waits for its verified end.
+// background class unless ctx says predicted. While the layer streams, Complete waits for its verified end, or for as long
+// as it gets on.
 //
 // An imported index is verified by reading the whole blob once, in order: see Trusted.
 func (l *Layer) Complete(ctx context.Context) error {
@@ -25,6 +26,9 @@ func (l *Layer) Complete(ctx context.Context) error {
 		ctx = priority.With(ctx, priority.Background)
 	}
 	if err := l.verify(ctx); err != nil {
+		return err
+	}
+	if err := l.wait(ctx, &l.stored, true, func() bool { return l.sealed }); err != nil {
 		return err
 	}
 	select {

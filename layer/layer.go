@@ -40,6 +40,7 @@ type Options struct {
 	Chunks Store
 
 	markEvery time.Duration // between two marks of a stream, for tests; 0 means markEvery
+	openTime  time.Duration // for tests; 0 means openTime
 }
 
 // Mode says how a layer is read.
@@ -70,6 +71,7 @@ type Layer struct {
 	ready   []bool                  // guarded by mu; which chunks are stored, while streaming
 	sealed  bool                    // guarded by mu; t is complete
 	err     error                   // guarded by mu; what everything answers
+	trouble error                   // guarded by mu; why the stream has got nothing for a while, nil when it gets on
 	mode    Mode                    // guarded by mu
 	reason  string                  // guarded by mu
 	entered signal                  // guarded by mu; when there are new entries, or the layer has ended
@@ -77,6 +79,8 @@ type Layer struct {
 	flights []*flight               // guarded by mu
 	closed  bool                    // guarded by mu
 	stop    context.CancelCauseFunc // guarded by mu; ends the stream
+
+	hasty bool // a stream in trouble ends; immutable
 
 	lazily    Mode           // guarded by mu; the mode if a hint that says Full should be wrong, "" when there was none
 	untrusted bool           // guarded by mu; t was imported and is not verified yet
@@ -169,7 +173,7 @@ func (l *Layer) Entries(ctx context.Context, from int) (es []Entry, done bool, e
 	if from < 0 {
 		return nil, false, fmt.Errorf("entries of layer %s: number %d", l.d.Digest, from)
 	}
-	err = l.wait(ctx, &l.entered, func() bool {
+	err = l.wait(ctx, &l.entered, false, func() bool {
 		n := len(l.t.entries)
 		if from >= n && !l.sealed {
 			return false
@@ -185,10 +189,10 @@ func (l *Layer) Entries(ctx context.Context, from int) (es []Entry, done bool, e
 }
 
 // Chunk returns the chunk that holds byte off of an entry. While the layer streams it waits until that chunk has been
-// stored. Asking for what is not a regular file's byte is an error.
+// stored, or for as long as the stream gets on. Asking for what is not a regular file's byte is an error.
 func (l *Layer) Chunk(ctx context.Context, entry int, off int64) (c Chunk, err error) {
 	var absent bool
-	err = l.wait(ctx, &l.stored, func() bool {
+	err = l.wait(ctx, &l.stored, true, func() bool {
 		if !l.sealed && entry >= len(l.t.entries) {
 			return false
 		}
@@ -239,19 +243,23 @@ func (s *signal) wake() {
 	}
 }
 
-// wait calls ready with mu read-locked until it is true, again whenever sig wakes.
-func (l *Layer) wait(ctx context.Context, sig *signal, ready func() bool) error {
+// wait calls ready with mu read-locked until it is true, again whenever sig wakes. Unless the caller can wait for ever, it
+// does so no longer than the stream gets on.
+func (l *Layer) wait(ctx context.Context, sig *signal, hasty bool, ready func() bool) error {
 	for {
 		l.mu.RLock()
 		err := l.err
 		ok := err == nil && ready()
+		if !ok && err == nil && hasty {
+			err = l.trouble
+		}
 		l.mu.RUnlock()
 		if ok || err != nil {
 			return err
 		}
 		// Only now, and seldom, the exclusive lock: to leave a channel that sig closes.
 		l.mu.Lock()
-		if l.err != nil || ready() {
+		if l.err != nil || ready() || hasty && l.trouble != nil {
 			l.mu.Unlock()
 			continue
 		}
@@ -289,6 +297,22 @@ func (l *Layer) Err() error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.err
+}
+
+// Trouble says why the stream has got nothing for a while; nil when it gets on, or need not. It is tried on and on, so that
+// trouble may pass.
+func (l *Layer) Trouble() error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.trouble
+}
+
+// setTrouble notes that a stream gets nothing, or with nil that it does again.
+func (l *Layer) setTrouble(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.trouble = err
+	l.stored.wake()
 }
 
 // Progress returns how many of the blob's bytes have been brought here by this Layer, and its size.

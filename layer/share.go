@@ -184,7 +184,7 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 	l.have.Store(0)
 	fresh := &Layer{
 		d: l.d, blob: l.blob, o: l.o, id: l.id, size: l.size, done: make(chan struct{}), have: l.have, stop: func(error) {},
-		t: &table{blob: l.size, end: l.size},
+		t: &table{blob: l.size, end: l.size}, hasty: true,
 	}
 	fresh.runStream(ctx, fresh.takeUp())
 	err := fresh.Err()

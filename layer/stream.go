@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,9 +23,10 @@ const (
 	blocks     = 8             // of each kind that wait at most
 	chunkBytes = 3 * ChunkSize // of chunks of one layer that wait to be hashed and stored
 	storers    = 2             // goroutines that hash and store chunks
-	openTries  = 8             // times that a blob is opened without getting a byte of it
 	openPause  = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
+	openTries  = 8               // times that a blob is opened without getting a byte of it before that is trouble
+	openTime   = 2 * time.Second // or so long: a blob that is so slow to fail is itself patient
 )
 
 // stream reads a layer once from end to end:
@@ -202,8 +204,15 @@ func (s *stream) fetch(ctx context.Context, consumed <-chan struct{}) (Digest, e
 
 // read calls emit with the blob's bytes from off on, in order, until its end.
 func (s *stream) read(ctx context.Context, off int64, emit func([]byte)) error {
+	last := time.Now() // of the last byte
 	for try := 0; off < s.l.size || off == 0; {
-		n, err := s.readFrom(ctx, off, emit)
+		n, err := s.readFrom(ctx, off, func(b []byte) {
+			if last = time.Now(); try > 0 {
+				s.l.setTrouble(nil)
+				try = 0
+			}
+			emit(b)
+		})
 		off += n
 		if off > s.l.size {
 			return corrupt("the registry sends more than its %d bytes", s.l.size)
@@ -214,13 +223,18 @@ func (s *stream) read(ctx context.Context, off int64, emit func([]byte)) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if n > 0 {
-			try = 0
+		err = fmt.Errorf("read from byte %d: %w", off, err)
+		if permanent(err) {
+			return err
 		}
-		if try++; try > openTries || permanent(err) {
-			return fmt.Errorf("read from byte %d: %w", off, err)
+		if try++; try > openTries || time.Since(last) > cmp.Or(s.l.o.openTime, openTime) {
+			// Who waits is told; the stream goes on, for those who come when the registry is well again.
+			s.l.setTrouble(fmt.Errorf("layer %s: %w", s.l.d.Digest, err))
+			if s.l.hasty {
+				return err
+			}
 		}
-		if err := pause(ctx, min(openPause<<(try-1), maxPause)); err != nil {
+		if err := pause(ctx, min(openPause<<min(try-1, 10), maxPause)); err != nil {
 			return err
 		}
 	}
