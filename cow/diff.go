@@ -252,6 +252,13 @@ func (d *differ) name(at string, p *node, name string, oldDir uint64) error {
 		}
 		old.id = 0
 	}
+	if c.kind == Added {
+		if own, err := d.mountPoint(n); err != nil {
+			return err
+		} else if own {
+			c.kind = ""
+		}
+	}
 	if c.kind != "" {
 		if err := d.report(c); err != nil {
 			return err
@@ -261,6 +268,28 @@ func (d *differ) name(at string, p *node, name string, oldDir uint64) error {
 		return nil
 	}
 	return d.dir(at, n, old.id)
+}
+
+// mountPointXattr is what the agent of a microVM sets on a directory or file that it had to make to mount on: nothing that
+// the sandbox's programs have changed.
+const mountPointXattr = "user.msbfs.mountpoint"
+
+// mountPoint reports whether n is there only to be mounted on. What was put into it counts all the same.
+func (d *differ) mountPoint(n *node) (bool, error) {
+	if n.kind != unix.S_IFDIR && n.kind != unix.S_IFREG || !n.up.Load() {
+		return false, nil
+	}
+	if _, err := d.f.xattrValue(d.ctx, n, mountPointXattr); err != nil {
+		if err == unix.ENODATA {
+			err = nil
+		}
+		return false, err
+	}
+	if n.kind == unix.S_IFDIR {
+		return true, nil
+	}
+	_, st, err := d.looks(n)
+	return err == nil && st.Size == 0, err
 }
 
 // same reports whether n shows nothing but what the lower's file of that id does.

@@ -122,6 +122,9 @@ func (e *exporter) entry(name string, n *node) error {
 		return err
 	}
 	for _, x := range xattrs {
+		if x.name == mountPointXattr {
+			continue
+		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = make(map[string]string)
 		}

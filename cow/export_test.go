@@ -208,3 +208,46 @@ added run`
 		})
 	}
 }
+
+// TestMountPoints leaves out what the agent made to mount on, but not what was put there.
+func TestMountPoints(t *testing.T) {
+	m := mount(t, sampleLower(), Options{})
+	point := func(name string, dir bool) {
+		t.Helper()
+		if dir {
+			must(t, os.Mkdir(m.path(name), 0o755))
+		} else {
+			must(t, os.WriteFile(m.path(name), nil, 0o644))
+		}
+		must(t, unix.Setxattr(m.path(name), mountPointXattr, []byte("y"), 0))
+		st, err := os.Stat(m.path("bin")) // a directory with the times that the lower's directories have
+		must(t, err)
+		must(t, os.Chtimes(filepath.Dir(m.path(name)), st.ModTime(), st.ModTime()))
+	}
+	point("etc/hosts", false)
+	point("etc/sys", true)
+	layerOf := func() string {
+		var names []string
+		for tr := tar.NewReader(bytes.NewReader(export(t, m.fs))); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return strings.Join(names, " ")
+			}
+			must(t, err)
+			names = append(names, h.Name)
+			for x := range h.PAXRecords {
+				if strings.Contains(x, "msbfs") {
+					t.Errorf("%s has %s in the layer", h.Name, x)
+				}
+			}
+		}
+	}
+	if got := layerOf(); got != "" {
+		t.Errorf("mount points alone make a layer of %s", got)
+	}
+	must(t, os.WriteFile(m.path("etc/sys/kept"), nil, 0o644))
+	must(t, os.WriteFile(m.path("etc/hosts"), []byte("127.0.0.1 me\n"), 0o644))
+	if got := layerOf(); got != "etc/ etc/hosts etc/sys/ etc/sys/kept" {
+		t.Errorf("with something in them they make a layer of %s", got)
+	}
+}

@@ -66,7 +66,7 @@ func enterRoot() error {
 		target := newRoot + dir
 		err := syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
 		if err == syscall.ENOENT {
-			if err = os.Mkdir(target, 0o755); err == nil {
+			if err = makeMountPoint(target); err == nil {
 				err = syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
 			}
 		}
@@ -117,7 +117,7 @@ func mountRun() error {
 		return nil
 	})
 	if os.IsNotExist(err) {
-		if err := os.Mkdir("/run", 0o755); err != nil {
+		if err := makeMountPoint("/run"); err != nil {
 			return nil // a read-only root without /run is the image's choice
 		}
 		dirs, err = nil, nil

@@ -130,14 +130,9 @@ func bindOver(own, target string) error {
 	if err != syscall.ENOENT {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+	if err := makeMountFile(target); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	f.Close()
 	return syscall.Mount(own, target, "", syscall.MS_BIND, "")
 }
 
@@ -145,7 +140,7 @@ func mountExtra(m agentproto.Mount) error {
 	if m.File != "" {
 		return mountFile(m)
 	}
-	if err := os.MkdirAll(m.Target, 0o755); err != nil {
+	if err := makeMountPoint(m.Target); err != nil {
 		return fmt.Errorf("make the mount point %s: %w", m.Target, err)
 	}
 	var flags uintptr = syscall.MS_NOSUID | syscall.MS_NODEV

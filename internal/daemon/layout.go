@@ -37,6 +37,9 @@ func writeLayout(ctx context.Context, dir, tag string, img *madeImage) error {
 			return fail(err)
 		}
 	}
+	if err := syncDir(blobs); err != nil {
+		return fail(err)
+	}
 	if err := replaceFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
 		return fail(err)
 	}
@@ -108,11 +111,31 @@ func sha256Of(r io.Reader) (digest string, n int64, err error) {
 	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), n, err
 }
 
-// replaceFile writes b to path, whole or not at all.
+// replaceFile writes b to path, whole or not at all, also when the power fails.
 func replaceFile(path string, b []byte) error {
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	defer os.Remove(f.Name()) // of no effect once it is renamed
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir brings the names in dir to the disk.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
