@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -14,19 +15,26 @@ import (
 	"github.com/microsandbox/msb-fs/vmboot/usernet"
 )
 
-// machine is a sandbox that runs: the daemon serves its root, QEMU its hardware.
+// machine is a sandbox that runs, or the VM that one will have: the daemon serves its root, QEMU its hardware.
 type machine struct {
-	vm    *vmboot.VM
-	agent *vmboot.Agent
-	image api.Image
+	vm      *vmboot.VM
+	agent   *vmboot.Agent
+	network *usernet.Network // the VM's, which closes it; nil where it has none
+	image   api.Image
 
 	id     string
 	client *api.Client
 	vols   *volumes
 	calls  sync.WaitGroup // requests to the daemon that nobody waits for
 
-	ended  chan struct{}      // closed when the daemon has stopped serving the root
-	hangUp context.CancelFunc // makes the daemon stop
+	ctx      context.Context // ends when the machine cannot go on
+	fail     context.CancelCauseFunc
+	rec      atomic.Pointer[recorder] // nil before there is a sandbox
+	socket   chan string              // of the root filesystem
+	resolved chan api.Image
+	serving  context.Context    // of the daemon's answer
+	hangUp   context.CancelFunc // makes the daemon stop
+	ended    chan struct{}      // closed when the daemon has stopped serving the root
 }
 
 // errUnserved is why a machine ends when the daemon does.
@@ -44,11 +52,7 @@ const (
 // boot starts s with root filesystem req. The VM starts at once and boots while the image is being resolved and indexed.
 // ctx ends when the machine cannot go on; the caller closes the machine whenever boot succeeds.
 func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxRequest, rec *recorder) (_ *machine, _ context.Context, err error) {
-	kernel, err := vmboot.FindKernel(s.Kernel)
-	if err != nil {
-		return nil, nil, err
-	}
-	accel, err := vmboot.Accelerator(ctx, s.Accel, kernel)
+	kernel, accel, err := s.engine(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -56,65 +60,109 @@ func boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxReque
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, fail := context.WithCancelCause(ctx)
-	serving, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	m := &machine{id: s.ID, client: client, vols: vols, ended: make(chan struct{}), hangUp: hangUp}
+	m := newMachine(ctx, client, s.ID, vols)
+	m.rec.Store(rec)
+	m.listen(req)
 	defer func() {
 		if err != nil {
-			err = errors.Join(m.why(ctx, err), m.close(ctx, false))
+			err = errors.Join(m.why(m.ctx, err), m.close(ctx, false))
 		}
 	}()
+	if m.network, err = s.connect(); err != nil {
+		return nil, nil, err
+	}
+	if err := m.start(s, kernel, accel); err != nil {
+		return nil, nil, err
+	}
+	if err := m.enter(m.ctx, s); err != nil {
+		return nil, nil, err
+	}
+	return m, m.ctx, nil
+}
 
-	socket, resolved := make(chan string, 1), make(chan api.Image, 1)
+// engine is what s's VM runs on.
+func (s *Spec) engine(ctx context.Context) (*vmboot.Kernel, string, error) {
+	kernel, err := vmboot.FindKernel(s.Kernel)
+	if err != nil {
+		return nil, "", err
+	}
+	accel, err := vmboot.Accelerator(ctx, s.Accel, kernel)
+	return kernel, accel, err
+}
+
+// newMachine returns a machine that goes by id with the daemon. ctx ends it.
+func newMachine(ctx context.Context, client *api.Client, id string, vols *volumes) *machine {
+	m := &machine{id: id, client: client, vols: vols, ended: make(chan struct{}), socket: make(chan string, 1), resolved: make(chan api.Image, 1)}
+	m.ctx, m.fail = context.WithCancelCause(ctx)
+	m.serving, m.hangUp = context.WithCancel(context.WithoutCancel(ctx))
+	return m
+}
+
+// listen has the daemon serve req until it ends or hangUp is called.
+func (m *machine) listen(req api.SandboxRequest) {
 	go func() {
 		defer close(m.ended)
-		err := client.Stream(serving, "POST", "/v1/sandboxes", req, func(e api.Event) error {
+		err := m.client.Stream(m.serving, "POST", "/v1/sandboxes", req, func(e api.Event) error {
 			switch e.Name {
 			case api.EventSocket:
-				socket <- e.Socket
+				m.socket <- e.Socket
 				return nil
 			case api.EventResolved:
-				resolved <- *e.Image
+				m.resolved <- *e.Image
 			}
-			rec.mark(serving, e.Name)
+			m.mark(e.Name)
 			return nil
 		})
 		if err == nil {
 			err = errUnserved
 		}
-		fail(err)
+		m.fail(err)
 	}()
+}
 
-	var path string
+// mark records that name has happened now.
+func (m *machine) mark(name string) {
+	if rec := m.rec.Load(); rec != nil {
+		rec.mark(m.serving, name)
+	}
+}
+
+// start starts a VM as s has it, with m's network and volumes.
+func (m *machine) start(s *Spec, kernel *vmboot.Kernel, accel string) (err error) {
+	config := vmboot.Config{Kernel: kernel, Accel: accel, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB, Network: m.network}
+	defer func() {
+		if m.vm == nil && m.network != nil {
+			m.network.Close()
+		}
+	}()
 	select {
-	case path = <-socket:
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
+	case config.FSSocket = <-m.socket:
+	case <-m.ctx.Done():
+		return m.ctx.Err()
 	}
-	mounts, err := m.vols.serve(ctx, filepath.Dir(path))
-	if err != nil {
-		return nil, nil, err
+	config.RunDir = filepath.Dir(config.FSSocket)
+	if config.Mounts, err = m.vols.serve(m.ctx, config.RunDir); err != nil {
+		return err
 	}
-	network, err := s.connect()
-	if err != nil {
-		return nil, nil, err
+	if m.vm, err = vmboot.Start(m.ctx, config); err != nil {
+		return err
 	}
-	m.vm, err = vmboot.Start(ctx, vmboot.Config{Kernel: kernel, Accel: accel, CPUs: s.CPUs, MemoryMiB: s.MemoryMiB,
-		FSSocket: path, RunDir: filepath.Dir(path), Network: network, Mounts: mounts})
-	if err != nil {
-		return nil, nil, err
-	}
-	rec.mark(serving, eventVMStarted)
+	m.mark(eventVMStarted)
+	return nil
+}
+
+// enter waits for the image and for the agent, which it tells what sandbox this is.
+func (m *machine) enter(ctx context.Context, s *Spec) (err error) {
 	select {
-	case m.image = <-resolved:
+	case m.image = <-m.resolved:
 	case <-ctx.Done():
-		return nil, nil, ctx.Err()
+		return ctx.Err()
 	}
 	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname, Tmpfs: s.tmpfs()}); err != nil {
-		return nil, nil, err
+		return err
 	}
-	rec.mark(serving, eventAgentUp)
-	return m, ctx, nil
+	m.mark(eventAgentUp)
+	return nil
 }
 
 // connect makes s's network; nil where it is to have none.

@@ -55,6 +55,46 @@ func (vm *VM) Agent(ctx context.Context, s Setup) (*Agent, error) {
 	return NewAgent(vm.OpenStream), nil
 }
 
+// Prepare waits until the guest's agent is up and has it do what does not depend on Setup, for a VM that is told later what it
+// is to be. It is called before Agent, or not at all. The error explains as Agent's does.
+func (vm *VM) Prepare(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- vm.prepare() }() // ends with the connection, which ends with the VM
+	select {
+	case err := <-done:
+		if err != nil {
+			vm.process.Kill()
+			<-vm.done
+			return fmt.Errorf("boot: %w%s", err, vm.Explain())
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("boot: the guest's agent has not come up after %s: %w%s",
+			time.Since(vm.started).Round(time.Millisecond), ctx.Err(), vm.Explain())
+	}
+}
+
+func (vm *VM) prepare() error {
+	if err := vm.hear(); err != nil {
+		return err
+	}
+	early := agentproto.Setup{Version: agentproto.Version, More: true}
+	if vm.config.Network != nil {
+		modules, err := vm.config.Kernel.networkModules()
+		if err != nil {
+			return err
+		}
+		early.Modules = modules
+	}
+	return agentproto.WriteFrame(vm.agentConn, early)
+}
+
+// hear reads the agent's hello, once.
+func (vm *VM) hear() error {
+	vm.heard.Do(func() { vm.heardErr = hear(vm.agentConn) })
+	return vm.heardErr
+}
+
 func (vm *VM) awaitAgent(ctx context.Context) error {
 	select {
 	case <-vm.agentDone:
@@ -107,25 +147,34 @@ func (vm *VM) greet(s Setup) (*yamux.Session, error) {
 		vm.process.Kill()
 		return nil, err
 	}
-	session, err := greet(vm.agentConn, setup)
-	if err != nil {
-		vm.process.Kill()
+	if err = vm.hear(); err == nil {
+		var session *yamux.Session
+		if session, err = greet(vm.agentConn, setup); err == nil {
+			return session, nil
+		}
 	}
-	return session, err
+	vm.process.Kill()
+	return nil, err
 }
 
-func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
+// hear reads an agent's hello.
+func hear(conn net.Conn) error {
 	var hello agentproto.Hello
 	if err := agentproto.ReadFrame(conn, agentproto.MaxReply, &hello); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 			err = errors.New("the virtual machine ended before its agent was up")
 		}
-		return nil, err
+		return err
 	}
 	if hello.Magic != agentproto.Magic || hello.Version != agentproto.Version {
-		return nil, fmt.Errorf("the guest's agent speaks another protocol (%.20q version %d, not %q version %d)",
+		return fmt.Errorf("the guest's agent speaks another protocol (%.20q version %d, not %q version %d)",
 			hello.Magic, hello.Version, agentproto.Magic, agentproto.Version)
 	}
+	return nil
+}
+
+// greet tells an agent that has been heard what its guest is to be, and begins the session with it.
+func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
 	setup.Time = time.Now().UnixNano()
 	if err := agentproto.WriteFrame(conn, setup); err != nil {
 		return nil, fmt.Errorf("greet the guest's agent: %w", err)

@@ -16,6 +16,14 @@ import (
 	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 )
 
+// meet is all that is said before the session.
+func meet(conn net.Conn) (*yamux.Session, error) {
+	if err := hear(conn); err != nil {
+		return nil, err
+	}
+	return greet(conn, agentproto.Setup{})
+}
+
 // frame is one frame of the agent's, as bytes.
 func frame(t testing.TB, v any) []byte {
 	t.Helper()
@@ -45,7 +53,7 @@ func TestGreetDistrustsTheGuest(t *testing.T) {
 			guest.Write(c.sent)
 			guest.Close()
 		}()
-		_, err := greet(host, agentproto.Setup{})
+		_, err := meet(host)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.ContainsRune(err.Error(), '\x1b') {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -56,7 +64,7 @@ func TestGreetDistrustsTheGuest(t *testing.T) {
 		guest.Write(frame(t, good))
 		io.Copy(io.Discard, guest)
 	}()
-	session, err := greet(host, agentproto.Setup{})
+	session, err := meet(host)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,6 +78,9 @@ type VM struct {
 	process *os.Process
 	qmp     *qmp
 
+	heard    sync.Once
+	heardErr error
+
 	agentOnce sync.Once
 	agentDone chan struct{}
 	session   *yamux.Session

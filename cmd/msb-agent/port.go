@@ -40,13 +40,20 @@ func greet(port *os.File) (agentproto.Setup, error) {
 	err := agentproto.WriteFrame(port, agentproto.Hello{
 		Magic: agentproto.Magic, Version: agentproto.Version, Kernel: kernelRelease(), UptimeMS: uptimeMS(),
 	})
-	if err == nil {
+	for {
+		if err != nil {
+			return setup, err
+		}
+		setup = agentproto.Setup{}
 		err = agentproto.ReadFrame(port, agentproto.MaxRequest, &setup)
+		if err == nil && setup.Version != agentproto.Version {
+			err = fmt.Errorf("the host speaks version %d, this agent version %d", setup.Version, agentproto.Version)
+		}
+		if err != nil || !setup.More {
+			return setup, err
+		}
+		err = loadModules(setup.Modules)
 	}
-	if err == nil && setup.Version != agentproto.Version {
-		err = fmt.Errorf("the host speaks version %d, this agent version %d", setup.Version, agentproto.Version)
-	}
-	return setup, err
 }
 
 func kernelRelease() string {

@@ -27,10 +27,8 @@ func applySetup(s agentproto.Setup) error {
 		}
 	}
 	raiseLimits()
-	for _, module := range s.Modules {
-		if err := loadModule(module); err != nil {
-			return fmt.Errorf("load kernel module %s: %w", module.Name, err)
-		}
+	if err := loadModules(s.Modules); err != nil {
+		return err
 	}
 	if err := configureNetwork(s.Network); err != nil {
 		return err
@@ -56,6 +54,15 @@ func raiseLimits() {
 	} {
 		os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
 	}
+}
+
+func loadModules(modules []agentproto.Module) error {
+	for _, m := range modules {
+		if err := loadModule(m); err != nil {
+			return fmt.Errorf("load kernel module %s: %w", m.Name, err)
+		}
+	}
+	return nil
 }
 
 // loadModule hands the kernel the module, which the kernel can unpack itself.

@@ -51,6 +51,7 @@ func (d *daemon) handler() http.Handler {
 	handle("POST /v1/files/cat", d.postCat)
 	handle("POST /v1/sandboxes", d.postSandbox)
 	handle("GET /v1/sandboxes/{id}/usage", d.getSandboxUsage)
+	handle("POST /v1/sandboxes/{id}/image", d.postSandboxImage)
 	handle("POST /v1/sandboxes/{id}/complete", d.postSandboxComplete)
 	return mux
 }

@@ -77,6 +77,9 @@ func (d *daemon) openLater(ctx context.Context, fail context.CancelCauseFunc, s 
 	go func() {
 		defer close(ended)
 		l.err = recovered(d.Log, func() (err error) {
+			if req, err = s.request(ctx, req); err != nil {
+				return err
+			}
 			l.image, err = d.openSandbox(ctx, s, req, out)
 			return err
 		})

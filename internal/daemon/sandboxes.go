@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -29,9 +30,12 @@ type sandboxes struct {
 
 // sandbox is one image with its upper, served on one vhost-user-fs socket.
 type sandbox struct {
-	id, upper string
-	limit     int64 // bytes that the upper may take; 0: no limit
-	socket    string
+	id     string
+	upper  string // guarded by nothing: known before the image is open, and used after
+	limit  int64  // bytes that the upper may take; 0: no limit; as upper
+	socket string
+	later  chan api.SandboxRequest // what s is to show, where that is said later; nil of others
+	given  bool                    // it has been said; guarded by sandboxes.mu
 
 	mu    sync.Mutex
 	image *openImage // nil until it is resolved
@@ -53,15 +57,20 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 	if !sandboxID.MatchString(req.ID) {
 		return nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("sandbox id %q is not 1-16 letters and digits", req.ID)}
 	}
-	if err := absolute("upper directory", req.Upper); err != nil {
-		return nil, err
+	if !req.Later {
+		if err := absolute("upper directory", req.Upper); err != nil {
+			return nil, err
+		}
 	}
 	dir := filepath.Join(ss.run, "sb-"+req.ID)
 	s := &sandbox{id: req.ID, upper: req.Upper, limit: req.Limit, socket: filepath.Join(dir, "fs.sock"), up: make(chan struct{})}
+	if req.Later {
+		s.later = make(chan api.SandboxRequest, 1)
+	}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	for _, other := range ss.byID {
-		if other.id == s.id {
+	for id, other := range ss.byID { // an id whose directory is in use is taken, too
+		if id == s.id || other.id == s.id {
 			return nil, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("sandbox %s is served already", s.id)}
 		}
 	}
@@ -75,7 +84,7 @@ func (ss *sandboxes) reserve(req api.SandboxRequest) (*sandbox, error) {
 func (ss *sandboxes) forget(s *sandbox) error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	delete(ss.byID, s.id)
+	maps.DeleteFunc(ss.byID, func(_ string, other *sandbox) bool { return other == s })
 	return os.RemoveAll(filepath.Dir(s.socket))
 }
 

@@ -17,6 +17,7 @@ type Setup struct {
 	Modules  []Module `json:"modules,omitempty"` // loaded in this order
 	Network  *Network `json:"network,omitempty"`
 	Mounts   []Mount  `json:"mounts,omitempty"`
+	More     bool     `json:"more,omitempty"` // only Modules counts, and another Setup follows, perhaps much later
 }
 
 // Module is a kernel module, compressed if Name does not end in .ko.

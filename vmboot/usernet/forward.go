@@ -34,11 +34,14 @@ func (n *Network) target(address tcpip.Address, port uint16) (netip.AddrPort, er
 		return netip.AddrPort{}, fmt.Errorf("not an IPv4 address")
 	}
 	to := netip.AddrPortFrom(netip.AddrFrom4(address.As4()), port)
+	n.mu.Lock()
+	policy := n.policy
+	n.mu.Unlock()
 	if to.Addr() == netip.MustParseAddr(Gateway) {
 		switch {
-		case port == dnsPort && n.options.Policy != None && len(n.options.Resolvers) > 0:
+		case port == dnsPort && policy != None && len(n.options.Resolvers) > 0:
 			return n.options.Resolvers[0], nil
-		case n.options.Policy == All:
+		case policy == All:
 			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), nil
 		}
 		return to, fmt.Errorf("%s: the gateway has no such service", to)
@@ -46,7 +49,7 @@ func (n *Network) target(address tcpip.Address, port uint16) (netip.AddrPort, er
 	if netip.MustParsePrefix(Subnet).Contains(to.Addr()) {
 		return to, fmt.Errorf("%s: nobody is there", to)
 	}
-	return to, n.options.Policy.allows(to.Addr(), net.InterfaceAddrs)
+	return to, policy.allows(to.Addr(), net.InterfaceAddrs)
 }
 
 // begin adds to what Close waits for, unless it already does: the stack starts goroutines without asking.

@@ -68,6 +68,7 @@ type Network struct {
 	refusals  throttle
 	closed    sync.Once
 	mu        sync.Mutex // keeps begin and Close apart
+	policy    Policy     // guarded by mu
 }
 
 // New returns a network whose published ports are already listening. The guest's end is File.
@@ -81,7 +82,7 @@ func New(o Options) (_ *Network, err error) {
 	if o.Resolvers == nil {
 		o.Resolvers = hostResolvers("/etc/resolv.conf")
 	}
-	n := &Network{options: o, limit: make(chan struct{}, maxSessions)}
+	n := &Network{options: o, policy: o.Policy, limit: make(chan struct{}, maxSessions)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -110,6 +111,20 @@ func (n *Network) File() *os.File { return n.file }
 
 // Listening returns the host's addresses of the published ports, in their order.
 func (n *Network) Listening() []net.Addr { return n.listeners }
+
+// Permit changes the policy and publishes further ports, for a guest that was booted before it was known whose it is.
+// Connections that the guest has keep going. Where a port cannot be published the others may have been.
+func (n *Network) Permit(p Policy, ports []Port) error {
+	n.mu.Lock()
+	n.policy = p
+	n.mu.Unlock()
+	for _, port := range ports {
+		if err := n.publish(port); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Close ends every connection and returns when nothing of the network is left.
 func (n *Network) Close() {
