@@ -99,7 +99,11 @@ func Mount(ctx context.Context, raw fuse.RawFileSystem, dir string, o MountOptio
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	if s, ok := raw.(*server); ok {
+	answers := raw
+	if s, ok := raw.(*statusFS); ok {
+		answers = s.RawFileSystem
+	}
+	if s, ok := answers.(*server); ok {
 		s.requests.cut = func() bool { return disconnected(fd) }
 	}
 	server, err := fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", fd), opts) // which means: mounted already
@@ -144,15 +148,13 @@ func (m *Mounted) Unmount() error {
 		return nil
 	default:
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), unmountGrace)
-	defer cancel()
 	dev, _ := deviceOf(m.dir)
-	err := plainUnmount(ctx, m.dir)
+	err := m.plain()
 	if err == nil {
 		select {
 		case <-m.done:
 			return nil
-		case <-ctx.Done(): // still mounted in another namespace, or open
+		case <-time.After(unmountGrace): // still mounted in another namespace, or open
 		}
 	}
 	abort(m.dir, dev)
@@ -162,6 +164,18 @@ func (m *Mounted) Unmount() error {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", m.dir, err)
 	}
+	return m.ended()
+}
+
+// plain unmounts it unless it stays in use for a while.
+func (m *Mounted) plain() error {
+	ctx, cancel := context.WithTimeout(context.Background(), unmountGrace)
+	defer cancel()
+	return plainUnmount(ctx, m.dir)
+}
+
+// ended waits for the server.
+func (m *Mounted) ended() error {
 	select {
 	case <-m.done:
 		return nil

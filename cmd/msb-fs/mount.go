@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ func (a *app) mountCmd() *cobra.Command {
 	cmd.Flags().BoolVar(&readOnly, "ro", false, "mount read-only (the default without --upper)")
 	cmd.Flags().StringVar(&req.Upper, "upper", "", "make the mount writable and keep changes in this directory")
 	cmd.Flags().StringVar(&upperSize, "upper-size", "", "what may be written in all, as 512M or 2G (default as much as the disk has room for)")
-	cmd.Flags().StringVar(&req.Verify, "verify", "lazy", "lazy: check bytes as they come; strict: check whole layers before mounting")
+	cli.Choice(cmd.Flags(), &req.Verify, "verify", "lazy: check bytes as they come; strict: check whole layers before mounting", "lazy", "strict")
 	cmd.Flags().BoolVar(&timing, "timing", false, "print on standard error when each step was reached")
 	return cmd
 }
@@ -94,9 +95,11 @@ func mountPoint(dir string) (string, error) {
 }
 
 func (a *app) umountCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:     "umount DIR...",
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "umount [--lazy] DIR...",
 		Short:   "Unmount images",
+		Long:    "Unmount images. One that is in use stays mounted, and who uses it is said.",
 		Example: "  msb-fs umount /mnt",
 		Args:    cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -105,7 +108,8 @@ func (a *app) umountCmd() *cobra.Command {
 				for _, arg := range args {
 					dir, err := mountPoint(arg)
 					if err == nil {
-						err = client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+url.Values{"dir": {dir}}.Encode(), nil, nil)
+						query := url.Values{"dir": {dir}, "lazy": {strconv.FormatBool(lazy)}}
+						err = client.Call(cmd.Context(), "DELETE", "/v1/mounts?"+query.Encode(), nil, nil)
 					}
 					errs = append(errs, err)
 				}
@@ -113,14 +117,17 @@ func (a *app) umountCmd() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&lazy, "lazy", "l", false, "detach what is in use: it goes from the file tree at once, and its users get errors")
+	return cmd
 }
 
 func (a *app) mountsCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "mounts",
-		Short: "List what is mounted",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "mounts",
+		Short:   "List what is mounted",
+		Example: "  msb-fs mounts --format json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			mounts := []api.Mount{}
 			if err := a.ask(cmd, "/v1/mounts", &mounts); err != nil {

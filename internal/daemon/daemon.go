@@ -241,7 +241,7 @@ func (d *daemon) end(ctx context.Context, srv *http.Server) error {
 		d.Log.Error("stop", "err", err)
 	}
 	for _, m := range d.mounts.list() {
-		if err := d.mounts.remove(ctx, m.Dir); err != nil {
+		if err := d.mounts.remove(ctx, m.Dir, true); err != nil {
 			d.Log.Error("stop", "err", err)
 		}
 	}

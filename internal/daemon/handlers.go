@@ -295,7 +295,8 @@ func (d *daemon) getMounts(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *daemon) deleteMount(w http.ResponseWriter, r *http.Request) error {
-	if err := d.mounts.remove(r.Context(), r.URL.Query().Get("dir")); err != nil {
+	q := r.URL.Query()
+	if err := d.mounts.remove(r.Context(), q.Get("dir"), q.Get("lazy") == "true"); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

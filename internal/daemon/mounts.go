@@ -109,7 +109,7 @@ func (m *mount) serve(ctx context.Context, fault func(any)) (err error) {
 		m.upper, raw = upper, upper
 		opts.Adjust = cow.ServerOptions
 	}
-	if m.fuse, err = fs.Mount(ctx, raw, m.Dir, opts); err != nil {
+	if m.fuse, err = fs.Mount(ctx, fs.WithStatus(raw, m.statusFiles), m.Dir, opts); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", m.Reference, m.Dir, err)
 	}
 	return nil
@@ -131,8 +131,9 @@ func prepareUpper(dir string) error {
 	return nil
 }
 
-// remove unmounts dir and waits until its upper can be used again.
-func (ms *mounts) remove(ctx context.Context, dir string) error {
+// remove unmounts dir and waits until its upper can be used again. One that is in use is left alone, unless lazy: then it
+// goes from the file tree at once, and whoever uses it gets an error.
+func (ms *mounts) remove(ctx context.Context, dir string, lazy bool) error {
 	ms.mu.Lock()
 	m := ms.byDir[dir]
 	ready := m != nil && m.ready
@@ -145,7 +146,13 @@ func (ms *mounts) remove(ctx context.Context, dir string) error {
 	if !ready {
 		return &api.Error{Code: api.CodeNotFound, Message: "nothing of ours is mounted on " + dir}
 	}
-	if err := m.fuse.Unmount(); err != nil {
+	unmount := m.fuse.TryUnmount
+	if lazy {
+		unmount = m.fuse.Unmount
+	}
+	if err := unmount(); errors.Is(err, unix.EBUSY) {
+		return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("%v: end that first, or detach it with msb-fs umount --lazy %s", err, dir)}
+	} else if err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	select {
@@ -232,12 +239,27 @@ func (ms *mounts) cleanUp(ctx context.Context) []string {
 	return cleaned
 }
 
+// deadPatience is how long a file system may take to say how it is. One whose server is gone says so at once.
+const deadPatience = 2 * time.Second
+
 // dead tells whether a mount of ours, whose server is gone, is on dir. Somebody else's is never touched, nor one of ours that
-// answers: it is another daemon's.
+// answers, or that hangs: it is another daemon's.
 func dead(dir string) bool {
-	// What stat says may be in the kernel's cache; this asks the server (fuse_statfs).
-	var st unix.Statfs_t
-	return mountedByUs(dir) && unix.Statfs(dir, &st) != nil
+	if !mountedByUs(dir) {
+		return false
+	}
+	gone := make(chan bool, 1)
+	go func() { // which lasts as long as that server hangs
+		// What stat says may be in the kernel's cache; this asks the server (fuse_statfs).
+		var st unix.Statfs_t
+		gone <- unix.Statfs(dir, &st) != nil
+	}()
+	select {
+	case is := <-gone:
+		return is
+	case <-time.After(deadPatience):
+		return false
+	}
 }
 
 // mountedByUs tells whether the topmost mount on dir is one of msb-fs, whichever daemon's.
