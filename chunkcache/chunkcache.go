@@ -162,6 +162,10 @@ func (c *Cache) begin() error {
 		if err := makeMark(mark); err != nil {
 			return err
 		}
+	} else {
+		for _, g := range c.segs.list() {
+			g.holed.Store(true) // places may have been left to a tidy that never came
+		}
 	}
 	if clean && (known || len(c.segs.list()) == 0) {
 		c.recovered.Store(true)

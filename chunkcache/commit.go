@@ -29,6 +29,7 @@ type opKind uint8
 const (
 	opPut opKind = iota
 	opDelete
+	opDrop  // an opDelete whose place tidy gives back, with those around it
 	opTouch // only the time of last use changes
 )
 
@@ -165,11 +166,16 @@ func (w *committer) batch() bool {
 func (w *committer) settle(ops []op) {
 	freed := false
 	for _, o := range ops {
-		if o.kind == opDelete {
+		switch o.kind {
+		case opDelete:
 			w.c.segs.free(o.e)
 			freed = true
+		case opDrop:
+			o.e.seg.holed.Store(true)
 		}
-		o.e.pending.Add(-1)
+		if o.e.pending.Add(-1) == 0 && o.e.dead.Load() {
+			w.c.bury(o.key, o.e)
+		}
 	}
 	if freed {
 		w.c.full.again()
@@ -189,7 +195,7 @@ func (w *committer) write(ops []op) error {
 		switch o.kind {
 		case opPut:
 			err = b.Set(chunkKey(o.key), o.record.encode())
-		case opDelete:
+		case opDelete, opDrop:
 			err = b.Delete(chunkKey(o.key))
 		case opTouch:
 			touches++

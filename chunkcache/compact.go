@@ -58,15 +58,15 @@ func (c *Cache) tidy(ctx context.Context) error {
 	return c.move(ctx, sparse)
 }
 
-// punchGaps frees the whole pages of g between its live records, and says how many bytes those take. Nobody writes to g.
+// punchGaps wipes g between its live records, headers of dead ones included, so that no rebuild finds them; that frees the
+// pages there. It says how many bytes the live records take. Nobody writes to g.
 func (g *segment) punchGaps(live []extent) (used int64, err error) {
 	slices.SortFunc(live, func(a, b extent) int { return cmp.Compare(a.at, b.at) })
 	last := int64(0)
 	end := extent{at: (g.tail + pageSize - 1) &^ (pageSize - 1)}
 	for _, x := range append(live, end) {
-		from, to := (last+pageSize-1)&^(pageSize-1), x.at&^(pageSize-1)
-		if to > from {
-			if err := g.punch(from, to-from); err != nil {
+		if natural := x.length > 0 && place(last, int(x.length-headerSize)) == x.at; x.at > last && !natural {
+			if err := g.punch(last, x.at-last); err != nil {
 				return 0, err
 			}
 		}

@@ -73,20 +73,83 @@ func (c *Cache) lastUse(k *Key, r record) uint32 {
 	return r.used
 }
 
-// drop deletes what is older than the cutoff and not leased.
+// victim is a chunk to be dropped, with what the index says of it.
+type victim struct {
+	key    Key
+	record record
+}
+
+// drop deletes what is older than the cutoff and not leased, shard by shard: a shard has the keys that begin with one byte,
+// so that its victims are one part of the index. Their places are given back by tidy.
 func (c *Cache) drop(ctx context.Context, old cutoff) error {
-	return c.each(ctx, func(k Key, r record) error {
-		used := c.lastUse(&k, r)
-		if used > old.minute || used == old.minute && old.bytes <= 0 || c.leased(&k) {
+	for part := range c.shards {
+		s := &c.shards[part]
+		s.mu.RLock()
+		changes := s.changes
+		s.mu.RUnlock()
+		var all []victim
+		err := c.eachOf(ctx, append([]byte(chunkPrefix), byte(part)), func(k Key, r record) error {
+			r.used = c.lastUse(&k, r)
+			if r.used > old.minute || r.used == old.minute && old.bytes <= 0 || c.leased(&k) {
+				return nil
+			}
+			if r.used == old.minute {
+				old.bytes -= recordLength(int64(r.size))
+			}
+			all = append(all, victim{k, r})
 			return nil
+		})
+		if err != nil {
+			return err
 		}
-		if used == old.minute {
-			old.bytes -= recordLength(int64(r.size))
+		if !c.commits.room() {
+			return c.commits.flush()
 		}
-		c.commits.room()
-		c.stats.evicted.Add(1)
-		return c.Delete(k)
-	})
+		for _, k := range c.removeAll(s, changes, all) {
+			if err := c.Delete(k); err != nil {
+				return err
+			}
+			c.stats.evicted.Add(1)
+		}
+	}
+	return nil
+}
+
+// removeAll takes chunks of one shard out of the cache, as remove does, and leaves their places to tidy. What the index said of
+// them is so as long as the shard's changes are those from before it was asked; the chunks of which that is not certain
+// are returned.
+func (c *Cache) removeAll(s *shard, changes uint64, all []victim) (uncertain []Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	certain := s.changes == changes
+	var chunks, size int64
+	for i := range all {
+		k, r := all[i].key, all[i].record
+		e := s.entries[k]
+		switch {
+		case e != nil && (e.dead.Load() || e.used.Load() > r.used):
+			continue // gone, or used meanwhile
+		case e == nil && !certain:
+			uncertain = append(uncertain, k)
+			continue
+		case e == nil:
+			g := c.segs.get(r.seg)
+			if g == nil {
+				continue
+			}
+			e = &entry{seg: g, off: int64(r.off), size: int64(r.size)}
+			s.entries[k] = e
+		}
+		e.dead.Store(true)
+		c.commits.add(op{kind: opDrop, key: k, e: e})
+		chunks++
+		size += e.size
+	}
+	s.changes++
+	c.stats.chunks.Add(-chunks)
+	c.stats.bytes.Add(-size)
+	c.stats.evicted.Add(chunks)
+	return uncertain
 }
 
 // evictor keeps the cache within its limit. It is woken by who stores.

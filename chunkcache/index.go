@@ -138,6 +138,9 @@ func (c *Cache) adopt(k Key, e *entry) error {
 		if other != nil || err != nil {
 			return err
 		}
+		if !e.seg.holds(k, e) { // its place was freed since the record was found; if it is from now on, there are changes
+			return nil
+		}
 		s.mu.Lock()
 		cur := s.entries[k]
 		if cur == nil && s.changes == changes {
@@ -207,6 +210,17 @@ func (c *Cache) remove(k Key, e *entry) bool {
 	c.stats.chunks.Add(-1)
 	c.stats.bytes.Add(-e.size)
 	return true
+}
+
+// bury forgets e, which is dead, once the index has forgotten it too.
+func (c *Cache) bury(k Key, e *entry) {
+	s := c.shard(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[k] == e && e.pending.Load() == 0 {
+		delete(s.entries, k)
+		s.changes++
+	}
 }
 
 // trim forgets entries that nobody misses when a shard holds too many; which ones is left to chance, which is nearly as

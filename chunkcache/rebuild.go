@@ -57,13 +57,25 @@ func (c *Cache) indexAll(ctx context.Context, all []*segment) error {
 func (c *Cache) index(ctx context.Context, g *segment) error {
 	return g.scan(ctx, func(h header, off int64) error {
 		if !c.commits.room() {
-			return c.commits.flush()
+			if err := c.commits.flush(); err != nil {
+				return err
+			}
 		}
 		e := &entry{seg: g, off: off, size: int64(h.size), suspect: true}
 		e.used.Store(c.clock.Load())
 		e.saved.Store(c.clock.Load())
 		return c.adopt(h.key, e)
 	})
+}
+
+// holds says whether a record of chunk k is in e's place still.
+func (g *segment) holds(k Key, e *entry) bool {
+	var b [headerSize]byte
+	if _, err := g.f.ReadAt(b[:], e.off-headerSize); err != nil {
+		return false
+	}
+	h, ok := decodeHeader(b[:])
+	return ok && h.key == k && int64(h.size) == e.size
 }
 
 // count finds out how many chunks there are, and their bytes; what comes and goes just when it begins may be missed.
