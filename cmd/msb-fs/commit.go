@@ -18,19 +18,25 @@ import (
 )
 
 func (a *app) diffCmd() *cobra.Command {
+	var registry cli.Registry
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "diff UPPER|SANDBOX [IMAGE]",
+		Use:   "diff [OPTIONS] UPPER|SANDBOX [IMAGE]",
 		Short: "List the paths that an upper directory or a sandbox has added, changed or deleted",
 		Long: "List the paths that an upper directory, or the sandbox of that name, has added (A), changed (C) or deleted (D). It must not\n" +
 			"be in use. The image is the one that it was written over; IMAGE, if it is given, must be that one.",
-		Args: cli.Args(cobra.RangeArgs(1, 2)),
+		Example: "  msb-fs diff worker\n  msb-fs diff ./changes python:3.12",
+		Args:    cli.Args(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			home, err := a.Home()
 			if err != nil {
 				return err
 			}
-			var req api.UpperRequest
+			settings, err := registry.Request(cmd, home, "")
+			if err != nil {
+				return err
+			}
+			req := api.UpperRequest{Access: settings.Access}
 			if req.Upper, err = upperOf(home, args[0]); err != nil {
 				return err
 			}
@@ -60,6 +66,7 @@ func (a *app) diffCmd() *cobra.Command {
 			})
 		},
 	}
+	registry.Register(cmd, "pull")
 	out.Register(cmd.Flags())
 	return cmd
 }

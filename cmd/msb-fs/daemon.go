@@ -24,9 +24,10 @@ func (a *app) daemonCmd() *cobra.Command {
 	var foreground bool
 	var idle time.Duration
 	cmd := &cobra.Command{
-		Use:   "daemon",
-		Short: "Run the daemon that owns the cache; other commands start it when they need it",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "daemon",
+		Short:   "Run the daemon that owns the cache; other commands start it when they need it",
+		Example: "  msb-fs daemon --idle-timeout 1h\n  msb-fs daemon --foreground --log-level debug",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			home, err := a.Home()
 			if err != nil {
@@ -56,9 +57,10 @@ func (a *app) daemonCmd() *cobra.Command {
 func (a *app) statusCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Say whether a daemon runs and what it does; starts none",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "status",
+		Short:   "Say whether a daemon runs and what it does; starts none",
+		Example: "  msb-fs status --json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			home, err := a.Home()
 			if err != nil {
@@ -97,9 +99,10 @@ const stopWait = 60 * time.Second
 
 func (a *app) stopCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "stop",
-		Short: "Stop the daemon: its mounts are unmounted, its sandboxes end",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "stop",
+		Short:   "Stop the daemon: its mounts are unmounted, its sandboxes end",
+		Example: "  msb-fs stop",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			home, err := a.Home()
 			if err != nil {
@@ -113,9 +116,10 @@ func (a *app) stopCmd() *cobra.Command {
 func (a *app) statsCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "stats",
-		Short: "Show the daemon's counters: cache hits, bytes fetched, memory, per mount and sandbox",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "stats",
+		Short:   "Show the daemon's counters: cache hits, bytes fetched, memory, per mount and sandbox",
+		Example: "  msb-fs stats\n  msb-fs stats --json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s api.Stats
 			if err := a.ask(cmd, "/v1/stats", &s); err != nil {

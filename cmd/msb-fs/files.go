@@ -69,9 +69,10 @@ func (a *app) statCmd() *cobra.Command {
 	var registry cli.Registry
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "stat [OPTIONS] IMAGE PATH",
-		Short: "Show what is known of one file of an image",
-		Args:  cli.Args(cobra.ExactArgs(2)),
+		Use:     "stat [OPTIONS] IMAGE PATH",
+		Short:   "Show what is known of one file of an image",
+		Example: "  msb-fs stat python /usr/bin/env",
+		Args:    cli.Args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files := []api.File{}
 			err := a.readFiles(cmd, &registry, args[0], api.FileRequest{Path: args[1]}, "/v1/files/stat", func(r io.Reader) error {

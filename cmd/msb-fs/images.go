@@ -33,9 +33,10 @@ func (a *app) ask(cmd *cobra.Command, path string, into any) error {
 func (a *app) imagesCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "images",
-		Short: "List cached images",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "images",
+		Short:   "List cached images",
+		Example: "  msb-fs images --format json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			images := []api.Image{}
 			if err := a.ask(cmd, "/v1/images", &images); err != nil {
@@ -64,9 +65,10 @@ func (a *app) inspectCmd() *cobra.Command {
 	var registry cli.Registry
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "inspect [OPTIONS] IMAGE",
-		Short: "Show an image's digests, layers and config, and how lazily each layer is served and why",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+		Use:     "inspect [OPTIONS] IMAGE",
+		Short:   "Show an image's digests, layers and config, and how lazily each layer is served and why",
+		Example: "  msb-fs inspect python:3.12\n  msb-fs inspect --json --pull never python:3.12",
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			image := inspection{}
 			err := a.withImage(cmd, &registry, args[0], func(client *api.Client, req api.ImageRequest) error {

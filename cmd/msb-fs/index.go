@@ -17,6 +17,7 @@ func (a *app) indexCmd() *cobra.Command {
 		Long: "Make, publish and fetch the indexes of an image's plain gzip, zstd and tar layers. One machine's first pull leaves them\n" +
 			"behind; published beside the image, or in a repository of your own, they make the first start lazy on every other one.",
 	}
+	cmd.Example = "  msb-fs index build registry.example/team/app:1\n  msb-fs index push registry.example/team/app:1"
 	cmd.AddCommand(a.indexBuildCmd(), a.indexPushCmd(), a.indexPullCmd())
 	return cmd
 }
@@ -24,9 +25,10 @@ func (a *app) indexCmd() *cobra.Command {
 func (a *app) indexBuildCmd() *cobra.Command {
 	var registry cli.Registry
 	cmd := &cobra.Command{
-		Use:   "build IMAGE",
-		Short: "Pull the image whole, which leaves its layers' indexes behind",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+		Use:     "build IMAGE",
+		Short:   "Pull the image whole, which leaves its layers' indexes behind",
+		Example: "  msb-fs index build registry.example/team/app:1",
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.pull(cmd, &registry, api.PullRequest{}, args)
 		},
@@ -71,9 +73,10 @@ func (a *app) indexPullCmd() *cobra.Command {
 	var registry cli.Registry
 	var from string
 	cmd := &cobra.Command{
-		Use:   "pull IMAGE",
-		Short: "Fetch the indexes of an image's layers; commands that open an image for the first time do so by themselves",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+		Use:     "pull IMAGE",
+		Short:   "Fetch the indexes of an image's layers; commands that open an image for the first time do so by themselves",
+		Example: "  msb-fs index pull --from registry.example/team/indexes python:3.12",
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withImage(cmd, &registry, args[0], func(client *api.Client, req api.ImageRequest) error {
 				var pulled api.PulledIndex

@@ -84,9 +84,10 @@ func logins(home api.Home) *remote.Logins {
 
 func (a *app) logoutCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "logout HOST",
-		Short: "Forget the credentials that login has kept",
-		Args:  cli.Args(cobra.ExactArgs(1)),
+		Use:     "logout HOST",
+		Short:   "Forget the credentials that login has kept",
+		Example: "  msb-fs logout ghcr.io",
+		Args:    cli.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			home, err := a.Home()
 			if err != nil {
@@ -113,9 +114,10 @@ type knownRegistry struct {
 func (a *app) registriesCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "registries",
-		Short: "List registries that config.json or login knows; shows no secrets",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "registries",
+		Short:   "List registries that config.json or login knows; shows no secrets",
+		Example: "  msb-fs registries --json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			home, err := a.Home()
 			if err != nil {

@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -28,6 +30,11 @@ type app struct {
 }
 
 func run(ctx context.Context, args []string) int {
+	return cli.Run(ctx, commands(), args, func(string) int { return cli.ExitFailed })
+}
+
+// commands is the tree of all commands.
+func commands() *cobra.Command {
 	a := &app{}
 	root := &cobra.Command{
 		Use:   "msb-fs",
@@ -36,11 +43,13 @@ func run(ctx context.Context, args []string) int {
   msb-fs cat python /etc/debian_version
   msb-fs pull python redis`,
 	}
+	root.Version = version()
+	root.SetVersionTemplate("msb-fs {{.Version}}\n")
 	a.Register(root.PersistentFlags())
 	root.AddCommand(a.pullCmd(), a.mountCmd(), a.umountCmd(), a.mountsCmd(), a.lsCmd(), a.catCmd(), a.statCmd(),
 		a.imagesCmd(), a.inspectCmd(), a.rmiCmd(), a.pruneCmd(), a.dfCmd(), a.verifyCmd(),
 		a.diffCmd(), a.commitCmd(), a.loadCmd(), a.saveCmd(), a.indexCmd(), a.loginCmd(), a.logoutCmd(), a.registriesCmd(), a.daemonCmd(), a.statusCmd(), a.stopCmd(), a.statsCmd(), versionCmd())
-	return cli.Run(ctx, root, args, func(string) int { return cli.ExitFailed })
+	return root
 }
 
 // version is the module's, as the Go toolchain recorded it.
@@ -52,13 +61,20 @@ func version() string {
 }
 
 func versionCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cli.Args(cobra.NoArgs),
+	var out cli.Output
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  msb-fs version --json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "msb-fs", version())
-			return nil
+			v := map[string]string{"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
+			return out.Print(cmd.OutOrStdout(), v, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, "msb-fs", version())
+				return err
+			})
 		},
 	}
+	out.Register(cmd.Flags())
+	return cmd
 }

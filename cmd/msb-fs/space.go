@@ -83,9 +83,10 @@ func (a *app) pruneCmd() *cobra.Command {
 func (a *app) dfCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "df",
-		Short: "Show what the home directory takes on disk",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "df",
+		Short:   "Show what the home directory takes on disk",
+		Example: "  msb-fs df\n  msb-fs df --format json",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var u api.DiskUsage
 			if err := a.ask(cmd, "/v1/usage", &u); err != nil {
@@ -115,9 +116,10 @@ func (a *app) dfCmd() *cobra.Command {
 func (a *app) verifyCmd() *cobra.Command {
 	var out cli.Output
 	cmd := &cobra.Command{
-		Use:   "verify",
-		Short: "Check every cached chunk against its digest; wrong ones are dropped, and fetched again when they are needed",
-		Args:  cli.Args(cobra.NoArgs),
+		Use:     "verify",
+		Short:   "Check all that is cached against its digests; what is wrong is dropped, and fetched again when it is needed",
+		Example: "  msb-fs verify",
+		Args:    cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var v api.Verified
 			err := a.withDaemon(cmd, func(client *api.Client) error {

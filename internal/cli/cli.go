@@ -54,6 +54,7 @@ func Line(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ")
 func Run(ctx context.Context, root *cobra.Command, args []string, failed func(command string) int) int {
 	root.SetArgs(args)
 	root.SilenceErrors, root.SilenceUsage = true, true
+	completeAll(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.Args = Args(cobra.NoArgs)
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -77,6 +78,13 @@ func Run(ctx context.Context, root *cobra.Command, args []string, failed func(co
 	}
 }
 
+func completeAll(cmd *cobra.Command) {
+	CompleteChoices(cmd)
+	for _, c := range cmd.Commands() {
+		completeAll(c)
+	}
+}
+
 // Common are the flags of every command.
 type Common struct {
 	HomeDir  string
@@ -87,7 +95,7 @@ type Common struct {
 // Register adds the flags to f.
 func (c *Common) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.HomeDir, "home", "", "directory of cache, sandboxes and config.json (default $MSB_HOME, else ~/.microsandbox)")
-	f.StringVar(&c.LogLevel, "log-level", "info", "what a daemon that this command starts will log: debug, info, warn or error")
+	Choice(f, &c.LogLevel, "log-level", "what a daemon that this command starts will log: debug, info, warn or error", "info", "debug", "warn", "error")
 	f.BoolVarP(&c.Quiet, "quiet", "q", false, "print no progress and no notes")
 }
 
@@ -119,19 +127,15 @@ type Output struct {
 // Register adds the flags to f.
 func (o *Output) Register(f *pflag.FlagSet) {
 	f.BoolVar(&o.json, "json", false, "print JSON")
-	f.StringVar(&o.format, "format", "text", "text or json")
+	Choice(f, &o.format, "format", "text or json", "text", "json")
 }
 
 // Print writes v as JSON, or what text prints.
 func (o *Output) Print(w io.Writer, v any, text func(io.Writer) error) error {
-	switch {
-	case o.json || o.format == "json":
+	if o.json || o.format == "json" {
 		return JSON(w, v)
-	case o.format == "text":
-		return text(w)
-	default:
-		return Usagef("unknown format %q: use text or json", o.format)
 	}
+	return text(w)
 }
 
 // JSON prints v for people and programs.

@@ -30,7 +30,7 @@ type Registry struct {
 // Register adds the flags to cmd; a command that always pulls by a policy of another name has no --pull.
 func (r *Registry) Register(cmd *cobra.Command, pullFlag string) {
 	f := cmd.Flags()
-	f.StringVar(&r.pull, pullFlag, api.PullIfMissing, "when to ask the registry: if-missing, always or never")
+	Choice(f, &r.pull, pullFlag, "when to ask the registry: if-missing, always or never", api.PullIfMissing, api.PullAlways, api.PullNever)
 	f.BoolVar(&r.insecure, "insecure", false, "speak plain HTTP to the registry")
 	f.StringVar(&r.caCerts, "ca-certs", "", "trust the certificates in this PEM file too")
 	f.StringVar(&r.username, "username", "", "log in to the registry as this user, with --password-stdin")
@@ -40,18 +40,13 @@ func (r *Registry) Register(cmd *cobra.Command, pullFlag string) {
 
 // Alias adds a hidden flag that does what the one for the pull policy does.
 func (r *Registry) Alias(cmd *cobra.Command, name string) {
-	cmd.Flags().StringVar(&r.pull, name, api.PullIfMissing, "")
+	Choice(cmd.Flags(), &r.pull, name, "", api.PullIfMissing, api.PullAlways, api.PullNever)
 	cmd.Flags().Lookup(name).Hidden = true
 }
 
 // Request is a request for image with the flags' settings.
 func (r *Registry) Request(cmd *cobra.Command, home api.Home, image string) (api.ImageRequest, error) {
 	req := api.ImageRequest{Image: image, Pull: r.pull}
-	switch r.pull {
-	case api.PullIfMissing, api.PullAlways, api.PullNever:
-	default:
-		return req, Usagef("unknown pull policy %q: use if-missing, always or never", r.pull)
-	}
 	if (r.username != "") != r.passwordStdin {
 		return req, Usagef("--username and --password-stdin go together")
 	}
