@@ -173,7 +173,7 @@ func (f *FS) copyUpOne(ctx context.Context, n *node) error {
 			return err
 		}
 	}
-	if err := f.quota.addInode(); err != nil {
+	if err := f.quota.addInode(n.kind == unix.S_IFDIR); err != nil {
 		return err
 	}
 	d, err := f.upper.draft(looks{a.Mode, a.UID, a.GID, a.Rdev}, target)

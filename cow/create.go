@@ -66,7 +66,7 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 		return err
 	}
 	defer done()
-	if err := f.quota.addInode(); err != nil {
+	if err := f.quota.addInode(false); err != nil {
 		return err
 	}
 	c, fd, err := f.make(to, l, target, making{inh, was.covered(), b.id != 0})
@@ -276,7 +276,7 @@ func (f *FS) tmpfile(ctx context.Context, in *fuse.CreateIn, out *fuse.CreateOut
 	if err != nil {
 		return err
 	}
-	if err := f.quota.addInode(); err != nil {
+	if err := f.quota.addInode(false); err != nil {
 		return err
 	}
 	t := f.upper.temp()

@@ -262,6 +262,7 @@ func (f *FS) reap(n *node) {
 	if n.data != nil {
 		f.handles.drop(&n.data.mapNode)
 		place{f.upper.rangesHandle.fd, privateName(n.lower)}.unlink()
+		f.quota.mapped(n.data, -1)
 	}
 }
 

@@ -2,6 +2,7 @@ package cow
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -87,7 +88,7 @@ func (u *upper) count() (used usage, err error) {
 			case err != nil:
 				failed = err
 				return false
-			case isWhiteout(&st) || name == privateDir:
+			case isWhiteout(&st) || name == privateDir && len(stack) == 1:
 				return true
 			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 				top.todo = append(top.todo, name)
@@ -117,7 +118,7 @@ func (u *upper) count() (used usage, err error) {
 			next, top.todo = top.todo[n-1], top.todo[:n-1]
 			stack = append(stack, level{})
 		} else if stack = stack[:len(stack)-1]; len(stack) == 0 {
-			return used, nil
+			return used, u.countPrivate(&used, seen)
 		}
 		sub, err := unix.Openat(fd, next, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -133,18 +134,71 @@ func (u *upper) count() (used usage, err error) {
 	}
 }
 
-// addInode counts a new file, or says that there may be no more.
-func (q *quota) addInode() error {
+// countPrivate adds the maps, and the copied-up files of several names none of which is in the upper.
+func (u *upper) countPrivate(used *usage, seen map[uint64]bool) error {
+	for _, dir := range [...]*handle{u.indexHandle, u.rangesHandle} {
+		var failed error
+		err := eachName(dir.fd, func(name string, _ uint8) bool {
+			st, err := place{dir.fd, name}.stat()
+			if err != nil {
+				failed = err
+				return false
+			}
+			if seen[st.Ino] {
+				return true
+			}
+			if dir == u.indexHandle {
+				used.Inodes++
+			}
+			used.Bytes += st.Blocks * 512
+			return true
+		})
+		if err := errors.Join(err, failed); err != nil {
+			return fmt.Errorf("count what is used: %w", err)
+		}
+	}
+	return nil
+}
+
+// addInode counts a new file, or says that there may be no more. A directory that is copied up is counted and never
+// refused: it may be for a whiteout, and then it is what makes room. There can be no more of them than the lower has.
+func (q *quota) addInode(copiedDir bool) error {
 	if q == nil {
 		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.used.Inodes >= q.inodes {
+	if q.used.Inodes >= q.inodes && !copiedDir {
 		return unix.ENOSPC
 	}
 	q.used.Inodes++
 	return nil
+}
+
+// mapped counts what a file's map takes, given its descriptor, or with -1 that there is none any more.
+func (q *quota) mapped(c *content, fd int) {
+	if q == nil || q.bytes <= 0 {
+		return
+	}
+	var st unix.Stat_t
+	if fd >= 0 && unix.Fstat(fd, &st) != nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := st.Blocks * 512
+	q.used.Bytes = max(0, q.used.Bytes+now-c.counted)
+	c.counted = now
+}
+
+// knows notes what was counted for a map before.
+func (q *quota) knows(c *content, fd int) {
+	var st unix.Stat_t
+	if q != nil && q.bytes > 0 && unix.Fstat(fd, &st) == nil {
+		q.mu.Lock()
+		c.counted = st.Blocks * 512
+		q.mu.Unlock()
+	}
 }
 
 // fresh says that nothing is counted yet for a new file.

@@ -108,6 +108,34 @@ func TestQuotaInodes(t *testing.T) {
 	if n != 10 { // tmp itself is copied up for them
 		t.Errorf("the %dth creation failed", n)
 	}
-	must(t, os.Remove(m.path("tmp/0")))
+	must(t, os.Remove(m.path("opt/app/lib/a.py"))) // deleting is possible, whatever has to be copied up for it
+	for i := range 4 { // opt, app and lib count as well
+		must(t, os.Remove(m.path(fmt.Sprintf("tmp/%d", i))))
+	}
 	must(t, os.Mkdir(m.path("tmp/0"), 0o755))
+}
+
+// Maps and files that are only in the index count, and are found again by counting.
+func TestQuotaCountsWhatIsHidden(t *testing.T) {
+	m := mount(t, sampleLower(), Options{Bytes: 64 << 20})
+	big, err := os.OpenFile(m.path("big"), os.O_WRONLY, 0)
+	must(t, err)
+	_, err = big.WriteAt([]byte("x"), 500000)
+	must(t, err)
+	must(t, big.Close())
+	must(t, os.Chmod(m.path("bin/ls"), 0o700))
+	kept, inodes := used(m)
+	if kept < 2*blockSize {
+		t.Errorf("a block and a map take %d bytes", kept)
+	}
+	c, err := m.fs.upper.count()
+	must(t, err)
+	if c.Bytes != kept || c.Inodes != inodes {
+		t.Errorf("counted %+v, kept %d bytes and %d inodes", c, kept, inodes)
+	}
+	must(t, os.Remove(m.path("big")))
+	m.remount()
+	if now, _ := used(m); now >= kept-blockSize {
+		t.Errorf("%d bytes after removing the file, %d before", now, kept)
+	}
 }

@@ -31,6 +31,8 @@ type content struct {
 	loaded   bool     // size and owned are known
 	owned    []uint64 // a bit for each block; grows as needed
 	left     int64    // blocks below base that are not owned
+
+	counted int64 // bytes that the quota counts for the map; guarded by quota.mu
 }
 
 func newContent(n *node, base int64) *content {
@@ -56,6 +58,7 @@ func (f *FS) load(n *node, h *handle) error {
 	switch err {
 	case nil:
 		defer f.handles.release(m)
+		f.quota.knows(c, m.fd)
 		buf := make([]byte, len(c.owned)*8)
 		if _, err := readFull(m.fd, buf, int64(len(mapMagic))); err != nil {
 			return err
@@ -144,6 +147,7 @@ func (f *FS) own(n *node, off, end int64) error {
 		buf[i] = byte(c.owned[b/8] >> (b % 8 * 8))
 	}
 	_, err = writeAll(m.fd, buf, int64(len(mapMagic))+from)
+	f.quota.mapped(c, m.fd)
 	return err
 }
 
@@ -156,6 +160,7 @@ func (f *FS) complete(n *node) error {
 	c.base, c.left, c.owned = 0, 0, nil
 	f.handles.drop(&c.mapNode)
 	place{f.upper.rangesHandle.fd, privateName(c.lower)}.unlink()
+	f.quota.mapped(c, -1)
 	return nil
 }
 
