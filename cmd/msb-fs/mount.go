@@ -80,6 +80,9 @@ func (a *app) mount(cmd *cobra.Command, registry *cli.Registry, req api.MountReq
 // mountPoint is the directory's own path, as the kernel's mount table will have it. A mount point whose server has died
 // cannot be looked at; its path is then taken as it is.
 func mountPoint(dir string) (string, error) {
+	if dir == "" {
+		return "", cli.Usagef("the directory's name is empty")
+	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err

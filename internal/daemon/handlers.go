@@ -171,6 +171,9 @@ func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &req); err != nil {
 		return err
 	}
+	if filepath.Clean(req.Dir) == "/" {
+		return &api.Error{Code: api.CodeInvalid, Message: "mount point / is everybody's root directory: use another"}
+	}
 	ctx, out := r.Context(), newEvents(w)
 	img, err := d.images.resolve(ctx, req.ImageRequest)
 	if err != nil {
