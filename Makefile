@@ -34,14 +34,23 @@ test: deps build kernel ## all tests, with what they need installed
 lint: ## gofmt, go vet and golangci-lint
 	scripts/lint
 
+# The results directory: one a day, which a later `make bench` goes on with.
+RESULTS ?= bench/results/$(shell hostname)-$(shell date -u +%F)
+
 .PHONY: bench
-bench: deps build kernel ## time cold starts beside what people use today
-	$(GO) run ./bench run $(BENCHFLAGS)
+bench: deps build kernel ## measure cold starts beside what people use today; BENCHFLAGS='--image REF' for any image
+	$(GO) run ./bench setup
+	$(GO) run ./bench run --out $(RESULTS) $(BENCHFLAGS)
 
 .PHONY: bench-quick
-bench-quick: deps build kernel ## the same in a few minutes
-	$(GO) run ./bench run -quick $(BENCHFLAGS)
+bench-quick: deps build kernel ## check in a few minutes that cold starts have not become slower
+	$(GO) run ./bench quick
+
+.PHONY: bench-readme
+bench-readme: ## put the table of RESULTS into README.md
+	$(GO) run ./bench report $(RESULTS)
+	$(GO) run ./bench readme $(RESULTS)
 
 .PHONY: clean
 clean: ## remove what was built here; images and kernels in caches stay
-	rm -rf bin vmboot/agentbin/msb-agent bench/results/local
+	rm -rf bin vmboot/agentbin/msb-agent

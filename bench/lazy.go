@@ -48,9 +48,16 @@ func stargzSystem() system {
 // sociSystem is soci-snapshotter, with indexes of its first version allowed: those that go beside an image that stays as it is.
 func sociSystem() system {
 	return system{
-		key: "soci", name: "soci-snapshotter", needs: []string{"containerd", "soci-snapshotter-grpc", "soci", "ctr", "runc"},
+		key: "soci", name: "soci-snapshotter", needs: []string{"containerd", "soci-snapshotter-grpc", "ctr-remote", "runc"},
 		version: func(string) string { return lineOf("soci-snapshotter-grpc", "--version") },
-		forms:   []string{"gzip+soci"}, reads: []string{"gzip+soci"},
+		lacks: func() string {
+			help, _ := exec.Command("ctr-remote", "images", "rpull", "--help").Output()
+			if !strings.Contains(string(help), "use-containerd-labels") {
+				return "ctr-remote that knows --use-containerd-labels (stargz-snapshotter 0.13 or later)"
+			}
+			return ""
+		},
+		forms: []string{"gzip+soci"}, reads: []string{"gzip+soci"},
 		prepare: func(ctx context.Context, t *trial) error {
 			socket := filepath.Join(t.dir, "soci.sock")
 			host, _, _ := strings.Cut(t.ref, "/")
@@ -68,12 +75,12 @@ func sociSystem() system {
 			return err
 		},
 		start: func(ctx context.Context, t *trial) error {
-			cmd := exec.CommandContext(ctx, "soci", "--address", containerdSocket(t.dir), "image", "rpull", "--plain-http", "--snapshotter", "soci", t.ref)
+			cmd := exec.CommandContext(ctx, "ctr-remote", "-a", containerdSocket(t.dir), "images", "rpull", "--plain-http", "--use-containerd-labels", "--snapshotter", "soci", t.ref)
 			if err := do(cmd, nil); err != nil {
 				return err
 			}
 			t.mark(markMounted)
-			return t.program(ctx, ctrRun("ctr", t, "soci"))
+			return t.program(ctx, ctrRun("ctr-remote", t, "soci"))
 		},
 		lazy: lazyMounts("soci"),
 		wipe: wipeContainerd,

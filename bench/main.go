@@ -4,6 +4,7 @@
 //	go run ./bench run            cold starts, over links of chosen speed; continues where it was interrupted
 //	go run ./bench report DIR     the pictures of a results directory, as one HTML file
 //	go run ./bench table DIR      its Markdown table
+//	go run ./bench quick          whether starts have become slower
 //
 // Everything is wiped before each cold run, and the order is interleaved: one run of everything, then the next, so that what
 // else the machine does hits all alike. README.md says what is measured and what the lines of results mean.
@@ -33,6 +34,6 @@ func newRoot() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure how fast container images start, cold and warm",
 	}
-	root.AddCommand(setupCommand(), runCommand(), replayCommand(), reportCommand(), tableCommand(), readmeCommand())
+	root.AddCommand(setupCommand(), runCommand(), quickCommand(), replayCommand(), reportCommand(), tableCommand(), readmeCommand(), cowCommand())
 	return root
 }

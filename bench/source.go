@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -135,13 +134,10 @@ func convert(ctx context.Context, dir string, digest v1.Hash, out string, form t
 
 // unpackTar writes a layer's tar to path.
 func unpackTar(l v1.Layer, path string) error {
-	rc, err := uncompressed(l)
+	rc, err := l.Uncompressed()
 	if err != nil {
 		return err
 	}
 	err = writeFile(path, rc)
 	return errors.Join(err, rc.Close())
 }
-
-// uncompressed opens a layer's tar; the library itself knows gzip and zstd.
-func uncompressed(l v1.Layer) (io.ReadCloser, error) { return l.Uncompressed() }

@@ -37,6 +37,7 @@ type image struct {
 
 	digest v1.Hash // of its manifest
 	size   int64   // compressed bytes of all layers
+	most   int64   // of the largest
 	layers int
 	config v1.Config
 }
@@ -120,6 +121,7 @@ func (i *image) read() error {
 	}
 	for _, l := range m.Layers {
 		i.size += l.Size
+		i.most = max(i.most, l.Size)
 	}
 	return nil
 }

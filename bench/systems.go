@@ -15,6 +15,7 @@ type system struct {
 	name    string                              // as reports have it
 	needs   []string                            // programs
 	version func(bin string) string             // of the system
+	lacks   func() string                       // what else is missing, "" is nothing; may be nil
 	forms   []string                            // that it is measured with; nil is every form that is not for others
 	reads   []string                            // the lazy forms that it is lazy with
 	prepare func(context.Context, *trial) error // before the clock starts: daemons that run on a host anyway; may be nil
@@ -71,6 +72,9 @@ func (s system) missing(bin string) string {
 		if _, err := exec.LookPath(n); err != nil {
 			return n
 		}
+	}
+	if s.lacks != nil {
+		return s.lacks()
 	}
 	return ""
 }
