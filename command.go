@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,6 +38,8 @@ func (c Command) process(config []byte, hostname string) (vmboot.Process, error)
 	if c.Dir != "" {
 		p.Dir = c.Dir
 	}
+	// What an image declares as volumes are directories of the sandbox's own, which images do not always have.
+	p.Dirs = slices.Sorted(maps.Keys(image.Config.Volumes))
 	if c.User != "" {
 		p.User = c.User
 	}

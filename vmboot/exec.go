@@ -22,6 +22,7 @@ type Process struct {
 	Env     []string // K=V; PATH, HOME, HOSTNAME and TERM are added where they are absent
 	Dir     string   // "" is /
 	MakeDir bool     // makes Dir where the image lacks it
+	Dirs    []string // further directories that are made where the image lacks them
 	User    string   // user[:group], names or numbers, resolved in the image; "" is root
 	Groups  []string // further groups
 	Umask   *uint32  // nil is 022
@@ -113,7 +114,7 @@ func status(exit *agentproto.Exit, ctx context.Context) (Status, error) {
 
 func (p *Process) start() *agentproto.Process {
 	return &agentproto.Process{
-		Args: p.Args, Env: p.Env, Dir: p.Dir, MakeDir: p.MakeDir, User: p.User, Groups: p.Groups,
+		Args: p.Args, Env: p.Env, Dir: p.Dir, MakeDir: p.MakeDir, Dirs: p.Dirs, User: p.User, Groups: p.Groups,
 		Umask: p.Umask, Rlimits: p.Rlimits, TTY: p.TTY, Size: p.Size, Stdin: p.Stdin != nil,
 	}
 }

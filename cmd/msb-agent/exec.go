@@ -53,6 +53,11 @@ func (s *server) start(p *agentproto.Process, streams stdio) (*process, *agentpr
 	if err != nil {
 		return nil, &agentproto.Exit{Code: exitCannotRun, Error: err.Error()}
 	}
+	for _, dir := range p.Dirs {
+		if err := os.MkdirAll(filepath.Join("/", dir), 0o755); err != nil {
+			return nil, &agentproto.Exit{Code: exitCannotRun, Error: fmt.Sprintf("make a volume's directory: %v", err)}
+		}
+	}
 	dir := filepath.Join("/", p.Dir)
 	if p.MakeDir {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -64,11 +64,17 @@ func mountRoot() error {
 func enterRoot() error {
 	for _, dir := range []string{"/dev", "/proc", "/sys"} {
 		target := newRoot + dir
-		err := syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
-		if err == syscall.ENOENT {
-			if err = makeMountPoint(target); err == nil {
-				err = syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
-			}
+		st, err := os.Lstat(target)
+		if err == nil && !st.IsDir() {
+			// A link would be followed from here, where it leads elsewhere than in the image. Nothing can be meant by either.
+			err = os.Remove(target)
+			st = nil
+		}
+		if st == nil && (err == nil || os.IsNotExist(err)) {
+			err = makeMountPoint(target)
+		}
+		if err == nil {
+			err = syscall.Mount(dir, target, "", syscall.MS_MOVE, "")
 		}
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)

@@ -124,15 +124,26 @@ func writeNames(s agentproto.Setup) error {
 	return nil
 }
 
-// bindOver mounts the file own on target, which is made where the image has none. A symbolic link, as many images
-// have for resolv.conf, is replaced by what it would lead to.
+// bindOver mounts the file own on target, which is made where the image has none. Of a symbolic link, as many images
+// have for resolv.conf, what it leads to is made; one that leads nowhere is replaced.
 func bindOver(own, target string) error {
-	if link, err := os.Readlink(target); err == nil {
-		if !filepath.IsAbs(link) {
-			link = filepath.Join(filepath.Dir(target), link)
-		}
-		target = link
+	link, err := os.Readlink(target)
+	if err != nil {
+		return bindOn(own, target)
 	}
+	if !filepath.IsAbs(link) {
+		link = filepath.Join(filepath.Dir(target), link)
+	}
+	if err := bindOn(own, link); err == nil {
+		return nil
+	}
+	if err := os.Remove(target); err != nil {
+		return err
+	}
+	return bindOn(own, target)
+}
+
+func bindOn(own, target string) error {
 	err := syscall.Mount(own, target, "", syscall.MS_BIND, "")
 	if err != syscall.ENOENT {
 		return err

@@ -51,6 +51,7 @@ type Process struct {
 	Env     []string `json:"env,omitempty"`
 	Dir     string   `json:"dir,omitempty"`     // "" is /
 	MakeDir bool     `json:"makeDir,omitempty"` // makes Dir where the image lacks it
+	Dirs    []string `json:"dirs,omitempty"`    // made where the image lacks them
 	User    string   `json:"user,omitempty"`    // user[:group], names or numbers, as Docker's --user; "" is root
 	Groups  []string `json:"groups,omitempty"`  // further groups
 	Umask   *uint32  `json:"umask,omitempty"`   // nil is 022
