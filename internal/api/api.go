@@ -172,7 +172,7 @@ type DiskUsage struct {
 	DiskBytes  int64 `json:"disk_bytes"`  // of chunk files
 	Limit      int64 `json:"limit"`       // that chunk files are kept to; 0: none
 	Free       int64 `json:"free"`        // on the file system
-	Blobs      int64 `json:"blobs"`       // of layers that have been loaded from archives
+	Blobs      int64 `json:"blobs"`       // of layers that have been loaded from archives, or are being pulled
 	Indexes    int64 `json:"indexes"`     // of layers
 	Trees      int64 `json:"trees"`       // of images
 	Database   int64 `json:"database"`

@@ -23,7 +23,7 @@ type layerBlob interface {
 }
 
 var (
-	_ layerBlob = (*remote.Blob)(nil)
+	_ layerBlob = (*keptBlob)(nil)
 	_ layerBlob = (*localBlob)(nil)
 )
 
@@ -103,7 +103,7 @@ func (im *images) blobOf(c *remote.Client, img *remote.Image, l remote.Layer, a 
 	if b != nil {
 		return b, nil
 	}
-	return c.Blob(img, l, a), nil
+	return &keptBlob{Blob: c.Blob(img, l, a), partials: &im.partials}, nil
 }
 
 // verifyBlobs holds the blobs that have been loaded against their digests and removes those that are wrong.

@@ -80,6 +80,9 @@ func completeLayer(ctx context.Context, l *openLayer, tries int) error {
 	wait := completeRetryMin
 	for try := 1; ; try++ {
 		err := l.Complete(ctx)
+		if kept, ok := l.blob.(*keptBlob); ok && err == nil && l.unkeep != nil {
+			kept.discard() // its chunks are in the cache
+		}
 		if err == nil || errors.Is(err, layer.ErrCorrupt) || try == tries || ctx.Err() != nil {
 			return err
 		}

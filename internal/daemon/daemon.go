@@ -78,7 +78,7 @@ func Run(ctx context.Context, home api.Home, o Options) error {
 
 // open takes over home. stop is what ends ctx.
 func open(ctx context.Context, stop context.CancelFunc, home api.Home, o Options) (_ *daemon, err error) {
-	for _, dir := range []string{string(home), home.Cache("layers"), home.Cache("chunks"), home.Cache("trees"), home.Cache("blobs"), home.Sandboxes()} {
+	for _, dir := range []string{string(home), home.Cache("layers"), home.Cache("chunks"), home.Cache("trees"), home.Cache("blobs"), home.Cache("partial"), home.Sandboxes()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make home: %w", err)
 		}
@@ -116,7 +116,7 @@ func open(ctx context.Context, stop context.CancelFunc, home api.Home, o Options
 
 	registries := &registries{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
 	d.closers = append(d.closers, registries.close)
-	d.images = &images{home: home, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log,
+	d.images = &images{home: home, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log, partials: partials{dir: home.Cache("partial")},
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
 	d.mounts = &mounts{images: d.images, record: filepath.Join(d.dir, "mounts.json"), byDir: map[string]*mount{},
@@ -189,6 +189,9 @@ func (d *daemon) cleanUp(ctx context.Context, run string) {
 		d.notes = append(d.notes, "unmounted "+dir+", left by a daemon that was killed")
 	}
 	left, _ := filepath.Glob(filepath.Join(run, "sb-*"))
+	if err := d.images.partials.cleanUp(time.Now()); err != nil {
+		d.Log.Warn("clean up", "err", err)
+	}
 	unfinished, _ := filepath.Glob(filepath.Join(d.home.Cache("blobs"), ".new-*"))
 	left = append(left, unfinished...)
 	for _, dir := range left {

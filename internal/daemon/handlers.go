@@ -163,60 +163,6 @@ func (d *daemon) release(o *openImage) {
 	}
 }
 
-// progressEvery is how often a pull tells how far it is.
-const progressEvery = 200 * time.Millisecond
-
-func (d *daemon) postPull(w http.ResponseWriter, r *http.Request) error {
-	var req api.PullRequest
-	if err := read(r, &req); err != nil {
-		return err
-	}
-	if filepath.Clean(req.Dir) == "/" {
-		return &api.Error{Code: api.CodeInvalid, Message: "mount point / is everybody's root directory: use another"}
-	}
-	ctx, out := r.Context(), newEvents(w)
-	img, err := d.images.resolve(ctx, req.ImageRequest)
-	if err != nil {
-		return err
-	}
-	if req.Force {
-		if err := d.images.drop(ctx, img); err != nil {
-			return err
-		}
-	}
-	desc := describeImage(img, nil)
-	out.send(api.Event{Name: api.EventResolved, Image: &desc})
-	o, _, err := d.images.acquire(ctx, img, req.Access)
-	if err != nil {
-		out.fail(err)
-		return nil
-	}
-	defer d.release(o)
-	out.send(api.Event{Name: api.EventIndexed, Layers: o.describe()})
-	if req.Lazy {
-		d.completer.streams(o)
-		return nil
-	}
-	done := make(chan []error, 1)
-	go func() { done <- d.completer.all(ctx, o.layers, 1) }()
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			out.send(api.Event{Name: api.EventProgress, Layers: o.describe()})
-		case errs := <-done:
-			if err := firstError(errs); err != nil {
-				out.fail(fmt.Errorf("pull %s: %w", img.Reference, err))
-			} else {
-				desc := describeImage(img, o)
-				out.send(api.Event{Name: api.EventComplete, Image: &desc})
-			}
-			return nil
-		}
-	}
-}
-
 func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 	var req api.MountRequest
 	if err := read(r, &req); err != nil {
@@ -224,6 +170,9 @@ func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := absolute("mount point", req.Dir); err != nil {
 		return err
+	}
+	if filepath.Clean(req.Dir) == "/" {
+		return &api.Error{Code: api.CodeInvalid, Message: "mount point / is everybody's root directory: use another"}
 	}
 	if req.Upper != "" {
 		if err := absolute("upper directory", req.Upper); err != nil {
@@ -283,7 +232,7 @@ func (d *daemon) verified(ctx context.Context, o *openImage, how string) error {
 	case "", "lazy":
 		return nil
 	case "strict":
-		return firstError(d.completer.all(ctx, o.layers, 1))
+		return firstError(d.completer.pull(ctx, o))
 	default:
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("unknown verification %q: use lazy or strict", how)}
 	}

@@ -25,6 +25,7 @@ type images struct {
 	pins       pins
 	registries *registries
 	cache      *chunkcache.Cache
+	partials   partials
 	log        *slog.Logger
 
 	// space is held by those who remove what is not in use, and shared by those who are opening an image. It is taken
@@ -49,8 +50,10 @@ type openImage struct {
 // openLayer is a layer that open images stand on.
 type openLayer struct {
 	*layer.Layer
-	blob  layerBlob
-	lease *chunkcache.Lease // of its chunks
+	desc   layer.Descriptor
+	blob   layerBlob
+	unkeep func()            // not nil while a stream's blob is kept
+	lease  *chunkcache.Lease // of its chunks
 
 	refs       int  // guarded by images.mu
 	completing bool // guarded by images.mu: a task is fetching what is missing
@@ -234,8 +237,8 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 	if err != nil {
 		return nil, err
 	}
-	fresh := &openLayer{blob: blob, lease: im.cache.Lease(), refs: 1}
-	fresh.Layer, err = layer.Open(ctx, descriptor(d), fresh.blob, layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
+	fresh := &openLayer{desc: descriptor(d), blob: blob, lease: im.cache.Lease(), refs: 1}
+	fresh.Layer, err = layer.Open(ctx, fresh.desc, fresh.streamed(im.home.Cache("layers")), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
 	if err != nil {
 		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
@@ -257,10 +260,29 @@ func descriptor(l remote.Layer) layer.Descriptor {
 	return layer.Descriptor{Digest: l.Digest, DiffID: l.DiffID, MediaType: l.MediaType, Size: l.Size, Annotations: l.Annotations}
 }
 
+// streamed is l's blob for package layer, which keeps its indexes in dir. What it streams it goes on with after a crash,
+// but for zstd: that is read from its start again, and so kept.
+func (l *openLayer) streamed(dir string) layer.Blob {
+	kept, ok := l.blob.(*keptBlob)
+	if !ok || !strings.HasSuffix(l.desc.MediaType, "zstd") || layer.Lazy(dir, l.desc) {
+		return l.blob
+	}
+	l.unkeep = kept.keep()
+	return inOrder{kept}
+}
+
 // close lets go of l, which nobody uses any more.
 func (l *openLayer) close() error {
 	defer l.lease.Release()
-	return errors.Join(l.Layer.Close(), l.blob.Close())
+	mode, _ := l.Mode()
+	if kept, ok := l.blob.(*keptBlob); ok && (mode == layer.Full || errors.Is(l.Err(), layer.ErrCorrupt)) {
+		kept.discard()
+	}
+	err := l.Layer.Close()
+	if l.unkeep != nil {
+		l.unkeep()
+	}
+	return errors.Join(err, l.blob.Close())
 }
 
 // leasedStore is the cache for a layer that does not know its chunks yet: what it stores is leased as it comes.
@@ -404,7 +426,7 @@ func (im *images) drop(ctx context.Context, img *remote.Image) error {
 		}
 	}
 	for _, l := range img.Layers {
-		if err := layer.Remove(im.home.Cache("layers"), l.Digest, im.cache); err != nil {
+		if err := errors.Join(im.partials.remove(l.Digest), layer.Remove(im.home.Cache("layers"), l.Digest, im.cache)); err != nil {
 			return fmt.Errorf("drop layer %s: %w", l.Digest, err)
 		}
 	}

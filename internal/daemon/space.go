@@ -122,6 +122,15 @@ func (im *images) collect() (layers int, err error) {
 			return 0, fmt.Errorf("remove blob: %w", err)
 		}
 	}
+	partial, err := cached(im.partials.dir, keepLayers)
+	if err != nil {
+		return 0, err
+	}
+	for _, digest := range partial {
+		if err := im.partials.remove(digest); err != nil {
+			return 0, err
+		}
+	}
 	gone, err := cached(im.home.Cache("layers"), keepLayers)
 	if err != nil {
 		return 0, err
@@ -216,6 +225,11 @@ func (d *daemon) getUsage(w http.ResponseWriter, r *http.Request) error {
 	if df.Blobs, err = dirBytes(d.home.Cache("blobs")); err != nil {
 		return err
 	}
+	partial, err := dirBytes(d.images.partials.dir)
+	if err != nil {
+		return err
+	}
+	df.Blobs += partial
 	if df.Indexes, err = dirBytes(d.home.Cache("layers")); err != nil {
 		return err
 	}
