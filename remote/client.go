@@ -128,12 +128,17 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	c.cancel()
 	c.work.Wait()
+	c.CloseIdle()
+	return nil
+}
+
+// CloseIdle closes the connections that nobody uses just now.
+func (c *Client) CloseIdle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range c.transports {
 		t.CloseIdleConnections()
 	}
-	return nil
 }
 
 // Stats counts everything this client has fetched.

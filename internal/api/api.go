@@ -293,6 +293,13 @@ type Status struct {
 	Notes     []string `json:"notes,omitempty"`    // what it cleaned up when it started
 }
 
+// Wait is a registry that something is being waited for from and that is silent.
+type Wait struct {
+	Host    string  `json:"host"`
+	Seconds float64 `json:"seconds"`         // since the last byte, or since it was asked
+	Error   string  `json:"error,omitempty"` // how the last attempt failed
+}
+
 // Stats are the daemon's counters since it started.
 type Stats struct {
 	Hits         int64        `json:"hits"`   // chunk reads answered by the cache

@@ -11,10 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 )
 
 // Client speaks to one daemon. It is safe for concurrent use.
 type Client struct {
+	// Waiting, if not nil, is told now and then which registries keep a request waiting. It is set before the first request.
+	Waiting func(Wait)
+
 	http http.Client
 }
 
@@ -31,8 +35,23 @@ func Dial(socket string) *Client {
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// do sends a request; the caller closes the body of the answer, whose status is 2xx.
+// do sends a request; the caller closes the body of the answer, whose status is 2xx. Only what changes something, or may have to
+// fetch, is worth watching.
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	if method != http.MethodPost {
+		return c.send(ctx, method, path, body)
+	}
+	stop := c.watch(ctx)
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	resp.Body = watched{resp.Body, sync.OnceFunc(stop)}
+	return resp, nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)

@@ -108,7 +108,11 @@ func (c *Common) Connect(ctx context.Context) (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return api.Connect(ctx, home, "--log-level", c.LogLevel)
+	client, err := api.Connect(ctx, home, "--log-level", c.LogLevel)
+	if err == nil && !c.Quiet {
+		client.Waiting = func(w api.Wait) { fmt.Fprintln(os.Stderr, Line(errors.New(w.String()))) }
+	}
+	return client, err
 }
 
 // Notef tells the user something that is not data.

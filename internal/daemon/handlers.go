@@ -27,6 +27,7 @@ func (d *daemon) handler() http.Handler {
 	handle("GET /v1/status", d.getStatus)
 	handle("POST /v1/stop", d.postStop)
 	handle("GET /v1/stats", d.getStats)
+	handle("GET /v1/waiting", d.getWaiting)
 	handle("POST /v1/pull", d.postPull)
 	handle("GET /v1/images", d.getImages)
 	handle("DELETE /v1/images", d.deleteImage)

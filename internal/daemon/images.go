@@ -14,6 +14,7 @@ import (
 	"github.com/microsandbox/msb-fs/chunkcache"
 	"github.com/microsandbox/msb-fs/fs"
 	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/internal/priority"
 	"github.com/microsandbox/msb-fs/layer"
 	"github.com/microsandbox/msb-fs/remote"
 )
@@ -238,7 +239,7 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 		return nil, err
 	}
 	fresh := &openLayer{desc: descriptor(d), blob: blob, lease: im.cache.Lease(), refs: 1}
-	fresh.Layer, err = layer.Open(ctx, fresh.desc, fresh.streamed(im.home.Cache("layers")), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
+	fresh.Layer, err = layer.Open(ctx, fresh.desc, fresh.streamed(ctx, im.home.Cache("layers")), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
 	if err != nil {
 		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
@@ -260,11 +261,13 @@ func descriptor(l remote.Layer) layer.Descriptor {
 	return layer.Descriptor{Digest: l.Digest, DiffID: l.DiffID, MediaType: l.MediaType, Size: l.Size, Annotations: l.Annotations}
 }
 
-// streamed is l's blob for package layer, which keeps its indexes in dir. What it streams it goes on with after a crash,
-// but for zstd: that is read from its start again, and so kept.
-func (l *openLayer) streamed(dir string) layer.Blob {
+// streamed is l's blob for package layer, which keeps its indexes in dir. After a crash it goes on with a stream from where it
+// last took down what it knew, but with zstd reads from the start again: that is kept, and whatever is pulled too, because a
+// pull is there to be finished. A start is not slowed down by it.
+func (l *openLayer) streamed(ctx context.Context, dir string) layer.Blob {
 	kept, ok := l.blob.(*keptBlob)
-	if !ok || !strings.HasSuffix(l.desc.MediaType, "zstd") || layer.Lazy(dir, l.desc) {
+	pulled := priority.From(ctx) == priority.Background
+	if !ok || !pulled && !strings.HasSuffix(l.desc.MediaType, "zstd") || layer.Lazy(dir, l.desc) {
 		return l.blob
 	}
 	l.unkeep = kept.keep()

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/remote"
@@ -49,6 +51,7 @@ func (r *registries) load() (*remote.Client, *remote.Config, error) {
 	}
 	if r.current != nil {
 		r.past = r.past.Add(r.current.Stats())
+		r.current.CloseIdle() // what is open goes on with it
 	}
 	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins})
 	r.parsed, r.made = config, now
@@ -75,6 +78,31 @@ func (r *registries) stats() remote.Stats {
 		return r.past
 	}
 	return r.past.Add(r.current.Stats())
+}
+
+// silentFor is how long nothing comes before that is worth telling.
+const silentFor = 3 * time.Second
+
+// getWaiting tells which registries something is being waited for from that does not come.
+func (d *daemon) getWaiting(w http.ResponseWriter, r *http.Request) error {
+	out := []api.Wait{}
+	for _, wait := range d.images.registries.waiting() {
+		o := api.Wait{Host: wait.Host, Seconds: wait.Silent.Seconds()}
+		if wait.Last != nil {
+			o.Error = wait.Last.Error()
+		}
+		out = append(out, o)
+	}
+	return write(w, out)
+}
+
+func (r *registries) waiting() []remote.Wait {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		return nil
+	}
+	return r.current.Waiting(silentFor)
 }
 
 // close ends the current client. Those it has replaced hold nothing but idle connections.
