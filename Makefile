@@ -30,6 +30,10 @@ kernel: build ## get the guest kernel, once
 test: deps build kernel ## all tests, with what they need installed
 	scripts/test
 
+.PHONY: test-long
+test-long: deps build kernel ## what takes too long for every change: races, kills, crowds, workloads in real images (half an hour)
+	$(GO) test -tags long -count 1 -timeout 60m -v -run 'Odd|Twenty|Racing|Kills|Gigabyte|Stalled|FullUpper|Secrets|Programs|Redis|Nginx|Apt' ./internal/e2e
+
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint
 	scripts/lint
