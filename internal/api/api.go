@@ -281,6 +281,35 @@ type File struct {
 	Xattrs map[string][]byte `json:"xattrs,omitempty"`
 }
 
+// Span is something that the daemon did for a traced reader. Times are CLOCK_MONOTONIC, ns; those of a part that there was not are 0.
+type Span struct {
+	Kind      string `json:"kind"`
+	Start     int64  `json:"start"`                // of SpanChunk: when the file's chunk was looked for
+	Asked     int64  `json:"asked,omitempty"`      // of SpanChunk: when the cache was asked for it
+	FillStart int64  `json:"fill_start,omitempty"` // of SpanChunk: when the cache, which had it not, asked the layer for it
+	FillEnd   int64  `json:"fill_end,omitempty"`   // and had it, not yet verified
+	End       int64  `json:"end"`
+	File      uint64 `json:"file,omitempty"` // of SpanChunk: the node that it was wanted for
+	Path      string `json:"path,omitempty"`
+	Offset    int64  `json:"offset"`          // in the file, or in the blob
+	Size      int64  `json:"size"`            // of the chunk, or what was read, bytes
+	Layer     string `json:"layer,omitempty"` // digest of the blob
+	Chunk     string `json:"chunk,omitempty"` // sha256, hex
+	Class     string `json:"class"`           // on demand, predicted, ...
+}
+
+// Kinds of Spans.
+const (
+	SpanChunk = "chunk" // a chunk was read, from the cache or else from its layer
+	SpanBlob  = "blob"  // bytes of a layer's blob were read
+)
+
+// PathsRequest asks for the paths of nodes of a mount.
+type PathsRequest struct {
+	Dir   string   `json:"dir"`
+	Nodes []uint64 `json:"nodes"`
+}
+
 // Status is what the daemon says of itself.
 type Status struct {
 	PID       int      `json:"pid"`

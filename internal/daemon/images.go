@@ -26,6 +26,7 @@ type images struct {
 	pins       pins
 	registries *registries
 	cache      *chunkcache.Cache
+	spans      *spans
 	partials   partials
 	log        *slog.Logger
 
@@ -124,16 +125,18 @@ func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) 
 	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
 		return nil, 0, err
 	}
+	shown := &spanImage{spans: im.spans}
 	trees := make([]fs.Layer, len(fresh.layers))
 	var base int64
 	for i, l := range fresh.layers {
-		trees[i] = l
+		trees[i] = shown.layer(i, l)
 		base += before[l]
 	}
-	fresh.tree, err = fs.New(ctx, trees, im.cache, fs.Options{File: im.treeFor(fresh)})
+	fresh.tree, err = fs.New(ctx, trees, shown.cache(im.cache), fs.Options{File: im.treeFor(fresh)})
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("open %s: %w", img.Reference, err), im.releaseLayers(fresh.layers))
 	}
+	shown.tree.Store(fresh.tree)
 	if o := im.join(img.Digest, fresh); o != fresh { // somebody was faster
 		if err := errors.Join(fresh.tree.Close(), im.releaseLayers(fresh.layers)); err != nil {
 			im.log.Error("close image", "image", img.Reference, "err", err)
@@ -239,7 +242,7 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 		return nil, err
 	}
 	fresh := &openLayer{desc: descriptor(d), blob: blob, lease: im.cache.Lease(), refs: 1}
-	fresh.Layer, err = layer.Open(ctx, fresh.desc, fresh.streamed(ctx, im.home.Cache("layers")), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
+	fresh.Layer, err = layer.Open(ctx, fresh.desc, im.spans.blob(fresh.streamed(ctx, im.home.Cache("layers")), d.Digest), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
 	if err != nil {
 		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
