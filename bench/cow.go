@@ -140,7 +140,14 @@ func (b *cowBench) fileSystem(ctx context.Context) (free func() error, err error
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}
-	return func() error { return errors.Join(b.command(context.Background(), "umount", b.dir), remove()) }, nil
+	return func() error {
+		err := b.command(context.Background(), "umount", b.dir)
+		for i := 0; err != nil && i < 100; i++ { // the daemon has been told to end, and may not have
+			time.Sleep(100 * time.Millisecond)
+			err = b.command(context.Background(), "umount", b.dir)
+		}
+		return errors.Join(err, remove())
+	}, nil
 }
 
 // command runs a program with a home of ours.
