@@ -179,12 +179,7 @@ func (p *plan) measureFacts(ctx context.Context, tasks []task) error {
 			continue
 		}
 		known[w.name] = true
-		plain, err := p.store.plain(ctx, w)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(p.said, "looking what a start of %s reads\n", w.name)
-		f, err := measureFacts(ctx, plain)
+		f, err := p.store.facts(ctx, w)
 		if err != nil {
 			return err
 		}
@@ -193,19 +188,6 @@ func (p *plan) measureFacts(ctx context.Context, tasks []task) error {
 		}
 	}
 	return nil
-}
-
-// plain is an image as other tools unpack it.
-func (s store) plain(ctx context.Context, w workload) (*image, error) {
-	key := "gzip"
-	if w.from != nil {
-		key = string(asIs)
-	}
-	fs, err := chooseForms(key)
-	if err != nil {
-		return nil, err
-	}
-	return s.image(ctx, w, fs[0])
 }
 
 // pick is choose with a list.

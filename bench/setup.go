@@ -26,7 +26,7 @@ func setupCommand() *cobra.Command {
 		Use:   "setup",
 		Short: "Install what the bench needs and make its images, once",
 		Long: "Install the Debian packages that are missing (as root) and make the images in every form, in $XDG_CACHE_HOME/msb-fs/images.\n" +
-			"It takes about ten minutes and 6 GB the first time; what is there is left alone.",
+			"It takes about fifteen minutes and 6 GB the first time; what is there is left alone.",
 		Example: "  go run ./bench setup\n  go run ./bench setup --images python --forms gzip,estargz",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,7 +67,15 @@ func makeImages(ctx context.Context, bin string, ws []workload, fs []form) error
 	if err != nil {
 		return err
 	}
+	if err := adopt(); err != nil {
+		return err
+	}
 	for _, w := range ws {
+		if os.Getuid() == 0 {
+			if _, err := s.facts(ctx, w); err != nil {
+				return err
+			}
+		}
 		for _, f := range fs {
 			img, err := s.image(ctx, w, f)
 			if errors.Is(err, errNotBuilt) {

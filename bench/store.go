@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -171,4 +173,36 @@ func (s store) publishIndex(ctx context.Context, img *image) error {
 		return err
 	}
 	return captureArtifacts(ctx, srv, img.repo(), img.digest.String(), img.artifacts)
+}
+
+// facts are what is true of the image of w, measured once and kept beside it.
+func (s store) facts(ctx context.Context, w workload) (Facts, error) {
+	key := "gzip"
+	if w.from != nil {
+		key = string(asIs)
+	}
+	fs, err := chooseForms(key)
+	if err != nil {
+		return Facts{}, err
+	}
+	img, err := s.image(ctx, w, fs[0])
+	if err != nil {
+		return Facts{}, err
+	}
+	file := img.layout + "-facts-" + factsKey(img) + ".json"
+	if known, err := readLines[Facts](file); err == nil && len(known) > 0 {
+		return known[0], nil
+	}
+	fmt.Fprintf(s.progress, "looking what a start of %s reads\n", w.name)
+	f, err := measureFacts(ctx, img)
+	if err != nil {
+		return f, err
+	}
+	return f, appendLine(file, f)
+}
+
+// factsKey is of what facts depend on beside the image.
+func factsKey(img *image) string {
+	sum := sha256.Sum256([]byte(fmt.Sprintf("%q %q", img.argv(), img.ready)))
+	return hex.EncodeToString(sum[:4])
 }

@@ -85,6 +85,7 @@ const grace = 10 * time.Second
 func (t *trial) program(ctx context.Context, cmd *exec.Cmd) error {
 	var said tail
 	cmd.Stdout, cmd.Stderr = t, &said
+	cmd.WaitDelay = 2 * time.Second // what it leaves behind may hold its output open
 	if err := cmd.Start(); err != nil {
 		return err
 	}
