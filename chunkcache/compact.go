@@ -3,6 +3,7 @@ package chunkcache
 import (
 	"cmp"
 	"context"
+	"errors"
 	"os"
 	"slices"
 
@@ -47,33 +48,49 @@ func (c *Cache) tidy(ctx context.Context) error {
 	sparse := make(map[uint32]*segment)
 	for id, all := range live {
 		g := c.segs.get(id)
-		used, err := g.punchGaps(all)
-		if err != nil {
+		used, gaps := g.gaps(all)
+		left := g.blocks()
+		for _, x := range gaps {
+			left -= max(0, (x.at+x.length)&^(pageSize-1)-(x.at+pageSize-1)&^(pageSize-1))
+		}
+		if used*2 <= max(left, 0) {
+			sparse[id] = g // its file goes: see move
+		} else if err := g.wipe(gaps); err != nil {
 			return err
 		}
-		if used*2 <= g.blocks() {
-			sparse[id] = g
-		}
 	}
-	return c.move(ctx, sparse)
+	stay, err := c.move(ctx, sparse)
+	for id := range stay {
+		_, gaps := sparse[id].gaps(live[id])
+		err = errors.Join(err, sparse[id].wipe(gaps))
+	}
+	return err
 }
 
-// punchGaps wipes g between its live records, headers of dead ones included, so that no rebuild finds them; that frees the
-// pages there. It says how many bytes the live records take. Nobody writes to g.
-func (g *segment) punchGaps(live []extent) (used int64, err error) {
+// gaps are the places of g between its live records, without those that were never written to because the next chunk had to
+// be aligned. used is how many bytes the live records take.
+func (g *segment) gaps(live []extent) (used int64, gaps []extent) {
 	slices.SortFunc(live, func(a, b extent) int { return cmp.Compare(a.at, b.at) })
 	last := int64(0)
 	end := extent{at: (g.tail + pageSize - 1) &^ (pageSize - 1)}
 	for _, x := range append(live, end) {
 		if natural := x.length > 0 && place(last, int(x.length-headerSize)) == x.at; x.at > last && !natural {
-			if err := g.punch(last, x.at-last); err != nil {
-				return 0, err
-			}
+			gaps = append(gaps, extent{last, x.at - last})
 		}
 		last = max(last, x.at+x.length)
 		used += x.length
 	}
-	return used, nil
+	return used, gaps
+}
+
+// wipe frees gaps of g, the headers of dead records included, so that no rebuild finds them. Nobody writes to g.
+func (g *segment) wipe(gaps []extent) error {
+	for _, x := range gaps {
+		if err := g.punch(x.at, x.length); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // retire takes g out of use for new records. It answers false while somebody is still writing to it.
@@ -86,14 +103,14 @@ func (s *segments) retire(g *segment) bool {
 	return g.writers.Load() == 0
 }
 
-// move copies what is live in the segments from to the active one and removes them. Until the index has followed, both
-// have the chunks.
-func (c *Cache) move(ctx context.Context, from map[uint32]*segment) error {
+// move copies what is live in the segments from to the active one and removes them, but those of which there is no room for a
+// copy: they stay. Until the index has followed, both have the chunks.
+func (c *Cache) move(ctx context.Context, from map[uint32]*segment) (stay map[uint32]bool, err error) {
+	stay = make(map[uint32]bool)
 	if len(from) == 0 {
-		return nil
+		return stay, nil
 	}
-	stay := make(map[uint32]bool)
-	err := c.each(ctx, func(k Key, r record) error {
+	err = c.each(ctx, func(k Key, r record) error {
 		g := from[r.seg]
 		if g == nil || stay[r.seg] {
 			return nil
@@ -109,11 +126,14 @@ func (c *Cache) move(ctx context.Context, from map[uint32]*segment) error {
 			}
 		}
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = c.commits.flush()
 	}
-	if err := c.commits.flush(); err != nil {
-		return err
+	if err != nil {
+		for _, g := range from {
+			g.holed.Store(true) // for the next time
+		}
+		return nil, err
 	}
 	for id, g := range from {
 		if stay[id] {
@@ -121,13 +141,13 @@ func (c *Cache) move(ctx context.Context, from map[uint32]*segment) error {
 			continue
 		}
 		if err := c.unseal(id); err != nil { // another file may get the name
-			return err
+			return nil, err
 		}
 		if err := c.segs.remove(g); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return stay, nil
 }
 
 // moveChunk copies one chunk, or drops it where it is wrong. It answers false when there is no room for the copy.

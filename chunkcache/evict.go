@@ -35,10 +35,16 @@ func (c *Cache) Evict(ctx context.Context, target int64) (freed int64, err error
 	return freed, nil
 }
 
-// cutoff says what to drop: everything used before a minute, and of what was used in it so many bytes.
+// cutoff says what to drop: everything of a lower age, and so many bytes of that age.
 type cutoff struct {
-	minute uint32
-	bytes  int64
+	age   uint64
+	bytes int64
+}
+
+// ageOf orders chunks: by the minute of last use and, as much may have been used in one, by place, a sixteenth of a file at a
+// time, so that what goes lies together.
+func ageOf(used uint32, r record) uint64 {
+	return uint64(used)<<36 | uint64(r.seg)<<4 | min(uint64(r.off)/(defaultSegment/16), 15)
 }
 
 // oldest finds the cutoff that frees need bytes.
@@ -46,20 +52,20 @@ func (c *Cache) oldest(ctx context.Context, need int64) (cutoff, error) {
 	if err := c.commits.flush(); err != nil {
 		return cutoff{}, err
 	}
-	ages := make(map[uint32]int64) // bytes by minute of last use: a year has half a million
+	ages := make(map[uint64]int64) // bytes by age: a year has half a million minutes, and a file is seldom used in many
 	err := c.each(ctx, func(k Key, r record) error {
 		if !c.leased(&k) {
-			ages[c.lastUse(&k, r)] += recordLength(int64(r.size))
+			ages[ageOf(c.lastUse(&k, r), r)] += recordLength(int64(r.size))
 		}
 		return nil
 	})
-	for _, minute := range slices.Sorted(maps.Keys(ages)) {
-		if ages[minute] >= need {
-			return cutoff{minute, need}, err
+	for _, age := range slices.Sorted(maps.Keys(ages)) {
+		if ages[age] >= need {
+			return cutoff{age, need}, err
 		}
-		need -= ages[minute]
+		need -= ages[age]
 	}
-	return cutoff{^uint32(0), 0}, err
+	return cutoff{^uint64(0), 0}, err
 }
 
 // lastUse is when chunk k was last used; memory knows better than the index.
@@ -90,10 +96,11 @@ func (c *Cache) drop(ctx context.Context, old cutoff) error {
 		var all []victim
 		err := c.eachOf(ctx, append([]byte(chunkPrefix), byte(part)), func(k Key, r record) error {
 			r.used = c.lastUse(&k, r)
-			if r.used > old.minute || r.used == old.minute && old.bytes <= 0 || c.leased(&k) {
+			age := ageOf(r.used, r)
+			if age > old.age || age == old.age && old.bytes <= 0 || c.leased(&k) {
 				return nil
 			}
-			if r.used == old.minute {
+			if age == old.age {
 				old.bytes -= recordLength(int64(r.size))
 			}
 			all = append(all, victim{k, r})
