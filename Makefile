@@ -32,7 +32,7 @@ test: deps build kernel ## all tests, with what they need installed
 
 .PHONY: test-long
 test-long: deps build kernel ## what takes too long for every change: races, kills, crowds, workloads in real images (half an hour)
-	$(GO) test -tags long -count 1 -timeout 60m -v -run 'Odd|Twenty|Racing|Kills|Gigabyte|Stalled|FullUpper|Secrets|Programs|Redis|Nginx|Apt' ./internal/e2e
+	$(GO) test -tags long -count 1 -timeout 60m -v -run 'Odd|Twenty|Racing|Kills|Gigabyte|Stalled|FullUpper|Secrets|Workloads|Redis|Nginx|Apt' ./internal/e2e
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint
@@ -40,6 +40,14 @@ lint: ## gofmt, go vet and golangci-lint
 
 # The results directory: one a day, which a later `make bench` goes on with.
 RESULTS ?= bench/results/$(shell hostname)-$(shell date -u +%F)
+
+.PHONY: soak
+soak: deps build kernel ## start and end machines MSB_SOAK (500) times in a row: power-off, reboot, kill
+	MSB_SOAK=$${MSB_SOAK:-500} $(GO) test -count=1 -timeout 3h -v -run 'EndsInARow|ManyFrontends' ./vmboot ./vmboot/virtiofs
+
+.PHONY: bench-boot
+bench-boot: deps build kernel ## time sandboxes, with and without a pool, beside a hello from an initramfs
+	$(GO) test -count=1 -run '^$$' -bench Boot -benchtime 12x -v ./vmboot
 
 .PHONY: bench
 bench: deps build kernel ## measure cold starts beside what people use today; BENCHFLAGS='--image REF' for any image

@@ -46,8 +46,8 @@ func workload(t *testing.T, stack testimage.Stack) (h *home, ref string) {
 	return newHome(t), s.Host() + "/test/" + stack.Name
 }
 
-// TestPrograms runs what people run once, as root and as somebody else.
-func TestPrograms(t *testing.T) {
+// TestWorkloads runs what people run once, as root and as somebody else.
+func TestWorkloads(t *testing.T) {
 	services, servicesRef := workload(t, testimage.Services())
 	toolchains, toolchainsRef := workload(t, testimage.Toolchains())
 	for _, c := range []struct {
@@ -206,7 +206,8 @@ func TestNginx(t *testing.T) {
 	if err := os.Chmod(www, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.must("msb-launch", "run", "-d", "--name", "web", "--insecure", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", www+":/var/www/html:ro", ref, "nginx", "-g", "daemon off;")
+	h.must("msb-launch", "run", "-d", "--name", "web", "--insecure", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", www+":/var/www/html:ro", ref,
+		"sh", "-c", "mkdir -p /var/log/nginx; exec nginx -g 'daemon off;'") // the image is built without logs
 	defer h.launch("rm", "-f", "web")
 	url := fmt.Sprintf("http://127.0.0.1:%d/big", port)
 	for until := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
