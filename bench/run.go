@@ -31,7 +31,7 @@ func runCommand() *cobra.Command {
 		Long: "Time cold starts of images, ours beside what people use today. Without a choice it is the full run of the report. What a results\n" +
 			"directory has already is not measured again, so the same command goes on after an interruption. As root.\n\n" +
 			"--image takes any other image: it is copied once, with Docker's or podman's credentials, and then served over the chosen links as it\n" +
-			"is (and in other forms, with --forms). It is ready at the line that begins with --ready, or at its first line.",
+			"is (and in other forms, with --forms). It is ready at the line that begins with --ready, or at its first output.",
 		Example: "  go run ./bench run\n" +
 			"  go run ./bench run --images python --forms estargz,gzip --links 100m --systems mount,containerd\n" +
 			"  go run ./bench run --image registry.example.com/team/app:1 --links 1g -- app --version",

@@ -25,7 +25,7 @@ type source struct {
 	argv     []string // instead of the image's command; nil is that
 }
 
-// workload is the image's own program, ready at a line that begins with ready, "" is its first line.
+// workload is the image's own program, ready at a line that begins with ready; "" is at its first byte, or when it ends without one.
 func (src *source) workload(ready string) workload {
 	short := src.ref[strings.LastIndex(src.ref, "/")+1:]
 	short = strings.Map(func(r rune) rune {

@@ -60,6 +60,9 @@ func (t *trial) at(name string) float64 {
 func (t *trial) Write(p []byte) (int, error) {
 	if len(p) > 0 {
 		t.mark(markOutput)
+		if t.img.ready == "" {
+			t.isReady()
+		}
 	}
 	for _, b := range p {
 		if b != '\n' {
@@ -68,14 +71,22 @@ func (t *trial) Write(p []byte) (int, error) {
 			}
 			continue
 		}
-		if bytes.HasPrefix(t.line, []byte(t.img.ready)) && t.at(markReady) == 0 {
-			t.mark(markReady)
-			t.atReady()
-			close(t.ready)
+		if bytes.HasPrefix(t.line, []byte(t.img.ready)) {
+			t.isReady()
 		}
 		t.line = t.line[:0]
 	}
 	return len(p), nil
+}
+
+// isReady notes that the program is ready, once.
+func (t *trial) isReady() {
+	if t.at(markReady) > 0 {
+		return
+	}
+	t.mark(markReady)
+	t.atReady()
+	close(t.ready)
 }
 
 // grace is how long a program that is ready may go on until it is ended.
@@ -105,6 +116,9 @@ func (t *trial) program(ctx context.Context, cmd *exec.Cmd) error {
 			t.end(cmd, ended)
 			return ctx.Err()
 		}
+	}
+	if err == nil && t.img.ready == "" {
+		t.isReady() // it had nothing to say
 	}
 	if t.at(markReady) > 0 {
 		return ctx.Err() // what it does afterwards is not what is measured
