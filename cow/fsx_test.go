@@ -20,7 +20,8 @@ var (
 // fsx does random things to one file of the lower and to a slice of bytes, and compares them.
 type fsx struct {
 	t     *testing.T
-	m     *served
+	path  string  // of the file
+	m     *served // nil where there is nothing that may be killed
 	r     *rand.Rand
 	f     *os.File
 	model []byte
@@ -31,7 +32,7 @@ const fsxMax = 1<<20 + 300<<10
 
 func (x *fsx) open() {
 	var err error
-	x.f, err = os.OpenFile(x.m.dir+"/big", os.O_RDWR, 0)
+	x.f, err = os.OpenFile(x.path, os.O_RDWR, 0)
 	must(x.t, err)
 }
 
@@ -174,7 +175,7 @@ func (x *fsx) step() {
 			x.fatal("a hole is said to be at %d, there is data at %d", off, off+i)
 		}
 	case 12:
-		if x.r.Intn(10) > 0 {
+		if x.m == nil || x.r.Intn(10) > 0 {
 			return
 		}
 		x.note("kill")
@@ -200,7 +201,7 @@ func TestFsx(t *testing.T) {
 			l := sampleLower()
 			id, _, _ := l.Lookup(t.Context(), 1, "big")
 			m := serveProcess(t, mode, 0) // a page fault in the server's own process could wait for itself
-			x := &fsx{t: t, m: m, r: rand.New(rand.NewSource(*fsxSeed)), model: bytes.Clone(l.files[id].data)}
+			x := &fsx{t: t, path: m.dir + "/big", m: m, r: rand.New(rand.NewSource(*fsxSeed)), model: bytes.Clone(l.files[id].data)}
 			x.open()
 			defer func() { x.f.Close() }()
 			for i := range *fsxOps {

@@ -109,7 +109,7 @@ func TestQuotaInodes(t *testing.T) {
 		t.Errorf("the %dth creation failed", n)
 	}
 	must(t, os.Remove(m.path("opt/app/lib/a.py"))) // deleting is possible, whatever has to be copied up for it
-	for i := range 4 { // opt, app and lib count as well
+	for i := range 4 {                             // opt, app and lib count as well
 		must(t, os.Remove(m.path(fmt.Sprintf("tmp/%d", i))))
 	}
 	must(t, os.Mkdir(m.path("tmp/0"), 0o755))
