@@ -11,6 +11,9 @@ var (
 	// ErrRefused is what a layer answers that is well-formed but goes past one of the package's limits or tries to leave
 	// its root. It is an ErrCorrupt too.
 	ErrRefused = fmt.Errorf("%w: refused", ErrCorrupt)
+	// ErrFalseIndex is the ErrCorrupt of a layer that was read by an imported index which turned out not to be its: the layer
+	// itself is sound, and has left an index of its own for who opens it again.
+	ErrFalseIndex = errors.New("the index pulled for it is not its")
 	// ErrClosed is what a Layer answers after Close.
 	ErrClosed = errors.New("layer is closed")
 )

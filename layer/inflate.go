@@ -12,7 +12,7 @@ import (
 
 // spanLen is how far spans are apart at least, bytes of the tar. A random read inflates half of it for nothing; a span costs
 // about 10 KB of the index.
-const spanLen = 1 << 20
+const spanLen = 512 << 10
 
 // inflater reads a layer's tar out of its blob, in order. Read ends with io.EOF only where the blob ends as its form
 // says, and with an ErrCorrupt where it does not.

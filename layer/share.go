@@ -201,7 +201,7 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 	case err != nil && !errors.Is(err, ErrCorrupt):
 		return err
 	case err == nil && !l.t.same(fresh.t, l.known):
-		err = fmt.Errorf("layer %s: %w", l.d.Digest, corrupt("the index pulled for it is not its"))
+		err = fmt.Errorf("layer %s: %w", l.d.Digest, corrupt("%w", ErrFalseIndex))
 	}
 	l.forget()
 	l.known = nil

@@ -83,6 +83,7 @@ func TestTOCIndexNeedsItsManifest(t *testing.T) {
 		}
 		mb.gate.open(len(blob))
 		<-l.Done()
+		l.owned.Wait() // until the index is kept
 	}
 }
 

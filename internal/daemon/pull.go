@@ -102,7 +102,11 @@ func (c *completer) pull(ctx context.Context, o *openImage) []error {
 		wg.Go(func() {
 			kept, ok := l.blob.(*keptBlob)
 			errs[i] = recovered(c.log, func() error {
-				if mode, _ := l.Mode(); !ok || mode != layer.LazyTOC {
+				mode, _ := l.Mode()
+				if ok && !l.Trusted() && mode == layer.LazyIndex {
+					kept.keep() // to check somebody's index it is read once, in order
+				}
+				if !ok || mode != layer.LazyTOC {
 					return completeLayer(ctx, l, 1)
 				}
 				if err := checks.Acquire(ctx, 1); err != nil {
@@ -123,7 +127,7 @@ func (c *completer) pull(ctx context.Context, o *openImage) []error {
 // pullWhole brings in a layer whose TOC vouches for its chunks, one by one, but not for the layer: its blob is read in order
 // beside, and each byte fetched once for both.
 func (l *openLayer) pullWhole(ctx context.Context, blob *keptBlob) error {
-	defer blob.keep()()
+	defer blob.lead()()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.check(ctx, blob) })
 	g.Go(func() error { return completeLayer(ctx, l, 1) })
@@ -146,17 +150,21 @@ func (l *openLayer) check(ctx context.Context, blob *keptBlob) error {
 }
 
 // dropCorrupt removes what is cached of those layers of img that have turned out corrupt, by their errors; any is false when there
-// are none.
+// are none, and it is of no use to open img afresh.
 func (im *images) dropCorrupt(ctx context.Context, img *remote.Image, errs []error) (any bool, err error) {
 	bad := *img
 	bad.Layers = nil
 	for i, err := range errs {
+		if errors.Is(err, layer.ErrFalseIndex) {
+			any = true // the layer is sound, and has an index of its own by now
+			continue
+		}
 		if errors.Is(err, layer.ErrCorrupt) && i < len(img.Layers) {
 			bad.Layers = append(bad.Layers, img.Layers[i])
 		}
 	}
 	if len(bad.Layers) == 0 {
-		return false, nil
+		return any, nil
 	}
 	return true, im.drop(ctx, &bad)
 }
