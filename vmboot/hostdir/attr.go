@@ -67,12 +67,12 @@ func (f *FS) enter(dir *node, fd int, s string, out *fuse.EntryOut) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(file)
 	var st unix.Stat_t
 	if err := unix.Fstat(file, &st); err != nil {
+		unix.Close(file)
 		return err
 	}
-	n, err := f.attach(&st, dir, s)
+	n, err := f.attach(&st, dir, s, file)
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,8 @@ type FS struct {
 	handles map[uint64]*handle
 	nextFH  uint64
 	root    *node
+	recent  [256]*node // whose recent is open, or was
+	oldest  int        // in recent
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -133,6 +135,7 @@ func (f *FS) Close() error {
 	}
 	var err error
 	for _, n := range f.nodes {
+		n.shut()
 		if n.fixed >= 0 {
 			err = errors.Join(err, unix.Close(n.fixed))
 		}

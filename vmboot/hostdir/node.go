@@ -26,6 +26,7 @@ type node struct {
 
 	// Guarded by FS.mu.
 	fixed   int // O_PATH descriptor that stays open until Close; -1 of all but what was asked for
+	recent  int // O_PATH descriptor, -1 of all but the latest that were looked up
 	lookups uint64
 	kids    int    // names in nodes' names whose dir this is
 	names   []name // where it was seen, the latest last
@@ -43,7 +44,7 @@ const maxNames = 4
 
 // newNode makes a node and enters it. mu is held, or nobody else knows f.
 func (f *FS) newNode(st *unix.Stat_t) *node {
-	n := &node{id: f.nextID, key: keyOf(st), fixed: -1}
+	n := &node{id: f.nextID, key: keyOf(st), fixed: -1, recent: -1}
 	f.nextID++
 	f.nodes[n.id] = n
 	f.byKey[n.key] = n
@@ -59,20 +60,46 @@ func (f *FS) node(id uint64) (*node, error) {
 	return nil, unix.ESTALE
 }
 
-// attach returns the node of st, which was seen as s in dir, and counts one lookup of the guest's.
-func (f *FS) attach(st *unix.Stat_t, dir *node, s string) (*node, error) {
+// attach returns the node of st, which was seen as s in dir and which fd has open, and counts one lookup of the guest's. It takes
+// fd over.
+func (f *FS) attach(st *unix.Stat_t, dir *node, s string, fd int) (*node, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := f.byKey[keyOf(st)]
 	if n == nil {
 		if len(f.nodes) >= maxNodes {
+			unix.Close(fd)
 			return nil, unix.ENOMEM
 		}
 		n = f.newNode(st)
 	}
 	n.lookups++
 	f.named(n, dir, s)
+	f.remember(n, fd)
 	return n, nil
+}
+
+// remember keeps fd, which has n open, for a while: what a guest has just looked up it goes on to use, even if the file has
+// lost that name meanwhile. Of directories nothing is kept: one that the host moves away is not below the root any more. It takes
+// fd over. mu is held.
+func (f *FS) remember(n *node, fd int) {
+	if n.recent >= 0 || n.fixed >= 0 || n.key.kind == unix.S_IFDIR {
+		unix.Close(fd)
+		return
+	}
+	if old := f.recent[f.oldest]; old != nil {
+		old.shut()
+	}
+	n.recent, f.recent[f.oldest] = fd, n
+	f.oldest = (f.oldest + 1) % len(f.recent)
+}
+
+// shut closes what is kept of n. FS.mu is held.
+func (n *node) shut() {
+	if n.recent >= 0 {
+		unix.Close(n.recent)
+		n.recent = -1
+	}
 }
 
 // named remembers that n is called s in dir. A directory has one name only. mu is held.
@@ -110,6 +137,7 @@ func (f *FS) discard(n *node) {
 		return
 	}
 	delete(f.nodes, n.id)
+	n.shut()
 	if f.byKey[n.key] == n {
 		delete(f.byKey, n.key)
 	}
@@ -143,6 +171,10 @@ func (f *FS) path(n *node) (int, error) {
 	if n.fixed >= 0 {
 		defer f.mu.Unlock()
 		return dup(n.fixed)
+	}
+	if n.recent >= 0 {
+		defer f.mu.Unlock()
+		return dup(n.recent)
 	}
 	if len(n.open) > 0 {
 		defer f.mu.Unlock()

@@ -16,7 +16,7 @@ type listing struct {
 	got []openat.Dirent // read from the host, not yet told
 }
 
-const listingBuffer = 32 << 10
+const listingBuffer = 8 << 10
 
 func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n, err := f.node(in.NodeId)
