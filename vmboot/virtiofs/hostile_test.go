@@ -249,7 +249,7 @@ func TestBadRequests(t *testing.T) {
 		{"getxattr", getxattr(0), 256, syscall.ENOSYS},
 		{"setxattr longer than its value", setxattr(10, "user.x\x00abc"), 256, syscall.EIO},
 		{"setxattr shorter than its value", setxattr(1, "user.x\x00abc"), 256, syscall.EIO},
-		{"setxattr without a name", setxattr(3, "\x00abc"), 256, syscall.EINVAL},
+		{"setxattr without a name", setxattr(3, "\x00abc"), 256, syscall.EIO},
 		{"setxattr", setxattr(3, "user.x\x00abc"), 256, syscall.ENOSYS},
 		{"setxattr of 1 MiB", setxattr(1<<20, "user.x\x00"+strings.Repeat("x", 1<<20)), 256, syscall.EIO},
 		{"ioctl of 4 GiB", patch(fuseRequest(opIoctl, 2, make([]byte, 32)), inHeaderSize+28, math.MaxUint32), 256, syscall.EIO},

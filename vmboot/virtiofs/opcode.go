@@ -114,7 +114,7 @@ func checkNames(op uint32, payload []byte) syscall.Errno {
 	case opRename, opRename2:
 		names = 2
 	case opLookup, opSymlink, opMknod, opMkdir, opUnlink, opRmdir, opLink, opCreate:
-	case opSetxattr, opGetxattr, 24 /* REMOVEXATTR */ :
+	case opGetxattr, 24 /* REMOVEXATTR */ : // where SETXATTR has its name is up to the session
 		if bytes.IndexByte(payload, 0) <= 0 {
 			return syscall.EINVAL
 		}

@@ -3,6 +3,7 @@ package virtiofs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"syscall"
@@ -372,4 +373,46 @@ func TestRebootWhereStopped(t *testing.T) {
 		}
 	}
 	finish(t, b, f)
+}
+
+// With the longer form negotiated, 8 bytes that are mostly zero come before the name.
+func TestSetxattrForms(t *testing.T) {
+	for _, extended := range []bool{false, true} {
+		set := new(fuse.MountOptions)
+		if extended {
+			set.ExtraCapabilities = fuse.CAP_SETXATTR_EXT
+		}
+		kept := &xattrFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}
+		b := startBackend(t, opened(kept), Options{FUSE: set})
+		f := dial(t, b.path)
+		t.Cleanup(f.close)
+		f.handshake(allFeatures)
+		f.addQueue(0, 64, true)
+		f.addQueue(1, 64, true)
+		if reply, err := f.queues[1].roundTrip(initRequest(), 256); err != nil || status(reply) != 0 {
+			t.Fatalf("INIT: %v, %v", err, status(reply))
+		}
+		fixed := binary.LittleEndian.AppendUint32(nil, 3)
+		fixed = append(fixed, make([]byte, 4)...)
+		if extended {
+			fixed = append(fixed, make([]byte, 8)...)
+		}
+		reply, err := f.queues[1].roundTrip(fuseRequest(opSetxattr, 1, fixed, []byte("user.x\x00abc")), 256)
+		if err != nil || status(reply) != 0 || kept.name != "user.x" || string(kept.value) != "abc" {
+			t.Errorf("extended %v: %v, %v, %q = %q", extended, err, status(reply), kept.name, kept.value)
+		}
+		finish(t, b, f)
+	}
+}
+
+// xattrFS keeps one attribute.
+type xattrFS struct {
+	fuse.RawFileSystem
+	name  string
+	value []byte
+}
+
+func (x *xattrFS) SetXAttr(_ <-chan struct{}, _ *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	x.name, x.value = name, append([]byte(nil), value...)
+	return fuse.OK
 }
