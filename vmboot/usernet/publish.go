@@ -2,12 +2,14 @@ package usernet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -74,7 +76,7 @@ func (n *Network) publish(p Port) error {
 	}
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
-		return fmt.Errorf("publish port %d on %s: %w", p.Guest, address, err)
+		return publishError(p, address, err)
 	}
 	n.listeners = append(n.listeners, ln.Addr())
 	context.AfterFunc(n.ctx, func() { ln.Close() })
@@ -108,6 +110,18 @@ func (n *Network) publish(p Port) error {
 	return nil
 }
 
+func publishError(p Port, address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("publish port %d on %s: %w: choose another port of the host, or end what listens there", p.Guest, address, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("publish port %d on %s: %w: it is not an address of this host", p.Guest, address, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("publish port %d on %s: %w: ports below 1024 are for root, choose a higher one", p.Guest, address, err)
+	}
+	return fmt.Errorf("publish port %d on %s: %w", p.Guest, address, err)
+}
+
 func guestAddress(port uint16) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFrom4(netip.MustParseAddr(Guest).As4()), Port: port}
 }
@@ -120,7 +134,7 @@ func (n *Network) publishUDP(p Port, address string) error {
 	}
 	socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bound))
 	if err != nil {
-		return fmt.Errorf("publish port %d on %s/udp: %w", p.Guest, address, err)
+		return publishError(p, address+"/udp", err)
 	}
 	n.listeners = append(n.listeners, socket.LocalAddr())
 	context.AfterFunc(n.ctx, func() { socket.Close() })
