@@ -45,6 +45,15 @@ RESULTS ?= bench/results/$(shell hostname)-$(shell date -u +%F)
 soak: deps build kernel ## start and end machines MSB_SOAK (500) times in a row: power-off, reboot, kill
 	MSB_SOAK=$${MSB_SOAK:-500} $(GO) test -count=1 -timeout 3h -v -run 'EndsInARow|ManyFrontends' ./vmboot ./vmboot/virtiofs
 
+.PHONY: soak-crash
+soak-crash: deps build ## kill the daemon under load MSB_CRASHES (200) times and check the cache after each
+	MSB_CRASHES=$${MSB_CRASHES:-200} $(GO) test -count=1 -timeout 2h -v -run DaemonKilledAtRandom ./internal/e2e
+
+.PHONY: soak-oracle
+soak-oracle: deps ## for MSB_SOAK_SECONDS (3600), compare random layers in every form with their tar, and merged images with umoci's
+	end=$$(($$(date +%s) + $${MSB_SOAK_SECONDS:-3600})); while [ $$(date +%s) -lt $$end ]; do \
+		$(GO) test -count=1 -timeout 1h -run '^(TestRapid|TestUmociGenerated)$$' ./layer ./fs -args -rapid.checks=500 || exit 1; done
+
 .PHONY: bench-boot
 bench-boot: deps build kernel ## time sandboxes, with and without a pool, beside a hello from an initramfs
 	$(GO) test -count=1 -run '^$$' -bench Boot -benchtime 12x -v ./vmboot

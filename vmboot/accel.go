@@ -36,8 +36,10 @@ func probeTime(accel string) time.Duration {
 // the host's kernel, its CPU, QEMU or k changes.
 func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 	switch want {
-	case AccelKVM, AccelTCG:
+	case AccelTCG:
 		return want, nil
+	case AccelKVM:
+		return want, mustKVM(ctx, k)
 	case AccelAuto, "":
 	default:
 		return "", fmt.Errorf("accelerator %q: must be auto, kvm or tcg", want)
@@ -53,6 +55,21 @@ func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 		return AccelKVM, nil
 	}
 	return AccelTCG, nil
+}
+
+// mustKVM says why k cannot run under KVM here.
+func mustKVM(ctx context.Context, k *Kernel) error {
+	if err := openKVM(); err != nil {
+		return fmt.Errorf("accelerator kvm: %w: add this user to the group kvm, or use auto or tcg", err)
+	}
+	p, err := probeKVM(ctx, k)
+	if err == nil && !p.Works {
+		err = fmt.Errorf("a guest kernel does not boot under it here (%s): use auto or tcg", p.Reason)
+	}
+	if err != nil {
+		return fmt.Errorf("accelerator kvm: %w", err)
+	}
+	return nil
 }
 
 // probeKVM returns whether k boots under KVM here, as remembered or else tried now.
@@ -174,12 +191,12 @@ func hostKey(qemu string, k *Kernel) (string, error) {
 // ProbeAccel boots k under accel without a root filesystem and sees whether the agent says hello in a few seconds. The error is about what kept it from trying.
 func ProbeAccel(ctx context.Context, accel string, k *Kernel) (Probe, error) {
 	p := Probe{Accel: accel}
-	program, err := findQEMU("")
+	c := Config{Kernel: k, Accel: accel, CPUs: 1, MemoryMiB: 256}
+	l, err := qemu{}.launchBare(&c, machineArgs(&c))
 	if err != nil {
 		return p, err
 	}
-	c := Config{Kernel: k, Accel: accel, CPUs: 1, MemoryMiB: 256}
-	vm, err := start(ctx, c, program, machineArgs(&c))
+	vm, err := start(ctx, c, l)
 	if err != nil {
 		return p, err
 	}

@@ -47,7 +47,7 @@ func TestProbeTCG(t *testing.T) {
 }
 
 func TestAcceleratorWanted(t *testing.T) {
-	for want, ok := range map[string]bool{"kvm": true, "tcg": true, "xen": false} {
+	for want, ok := range map[string]bool{"tcg": true, "xen": false} {
 		got, err := Accelerator(t.Context(), want, nil)
 		if (err == nil) != ok || (ok && got != want) {
 			t.Errorf("%s: %q, %v", want, got, err)

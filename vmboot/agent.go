@@ -31,6 +31,7 @@ type Setup struct {
 	Hostname string
 	Hosts    []string // further lines of /etc/hosts
 	Tmpfs    []Tmpfs
+	Offline  bool // no network but lo, even if the VM has one
 }
 
 // Tmpfs is a filesystem in the guest's memory.
@@ -185,7 +186,7 @@ func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
 // setup says what the guest is to be.
 func (vm *VM) setup(s Setup) (agentproto.Setup, error) {
 	out := agentproto.Setup{Version: agentproto.Version, Hostname: s.Hostname, Hosts: s.Hosts}
-	if vm.config.Network != nil {
+	if vm.config.Network != nil && !s.Offline {
 		modules, err := vm.config.Kernel.networkModules()
 		if err != nil {
 			return out, err

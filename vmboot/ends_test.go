@@ -188,9 +188,15 @@ func TestStartExplains(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	nobody := filepath.Join(t.TempDir(), "nobody.sock")
+	ln, err := net.Listen("unix", nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
 	// A program that is none, and one that ends at once.
 	for program, want := range map[string]string{"/etc/passwd": "not in PATH", "/bin/true": "ended before its agent"} {
-		bad := Config{Kernel: kernel, FSSocket: "/nonexistent", QEMU: program}
+		bad := Config{Kernel: kernel, FSSocket: nobody, QEMU: program}
 		vm, err := Start(t.Context(), bad)
 		if err == nil {
 			_, err = vm.Agent(t.Context(), Setup{})
@@ -200,19 +206,23 @@ func TestStartExplains(t *testing.T) {
 			t.Errorf("%s: %v", program, err)
 		}
 	}
-	// QEMU starts and finds nobody at the socket.
+	// Nobody is at the socket, or hangs up on QEMU.
 	c.FSSocket = "/nonexistent/fs.sock"
+	if _, err := Start(t.Context(), c); err == nil || !strings.Contains(err.Error(), "/nonexistent/fs.sock") {
+		t.Errorf("%v", err)
+	}
+	c.FSSocket = nobody
 	vm, err := Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer vm.Kill()
-	_, err = vm.Agent(t.Context(), Setup{})
-	if err == nil || !strings.Contains(err.Error(), "/nonexistent/fs.sock") {
-		t.Errorf("%v", err)
+	ln.Close()
+	if _, err = vm.Agent(t.Context(), Setup{}); err == nil {
+		t.Fatal("an agent without a root")
 	}
-	if first, _, _ := strings.Cut(err.Error(), "\n"); !strings.HasPrefix(first, "boot: ") {
-		t.Errorf("the first line is %q", first)
+	if first, rest, _ := strings.Cut(err.Error(), "\n"); !strings.HasPrefix(first, "boot: ") || !strings.Contains(rest, "qemu") {
+		t.Errorf("%q, %q", first, rest)
 	}
 	if _, err := FindKernel("/nonexistent/vmlinuz"); !errors.Is(err, ErrNoKernel) || !strings.Contains(err.Error(), "msb-launch setup") {
 		t.Errorf("%v", err)

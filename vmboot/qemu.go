@@ -3,12 +3,14 @@ package vmboot
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 
 	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 	"github.com/microsandbox/msb-fs/vmboot/usernet"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNoQEMU is wrapped by errors about a missing QEMU.
@@ -27,23 +29,123 @@ func findQEMU(program string) (string, error) {
 	return path, nil
 }
 
-// Descriptors the VMM process inherits; see start.
+// Descriptors that QEMU inherits, in the order of launchWith.
 const (
 	qmpFD       = 3
 	agentFD     = 4
 	initramfsFD = 5
-	networkFD   = 6
+	kernelFD    = 6
+	fsFD        = 7 // the root's, those of the mounts after it, and then the network
 )
+
+// qemu runs machines by QEMU, which can do all there is.
+type qemu struct {
+	program string // "" is qemu-system-x86_64 of PATH
+}
+
+func (qemu) lacks(*Config) error { return nil }
+
+func (q qemu) launch(c *Config) (_ *launch, err error) {
+	l, err := q.launchBare(c, qemuArgs(c))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.abandon()
+		}
+	}()
+	sockets := []string{c.FSSocket}
+	for _, m := range c.Mounts {
+		sockets = append(sockets, m.Socket)
+	}
+	for _, path := range sockets {
+		conn, err := connectFile(path)
+		if err != nil {
+			return nil, err
+		}
+		l.add(conn)
+	}
+	if c.Network != nil {
+		network, err := dupFile(c.Network.File())
+		if err != nil {
+			return nil, err
+		}
+		l.add(network)
+	}
+	return l, nil
+}
+
+// launchBare is the part of a launch that a machine without filesystem and network has too. All that QEMU uses it is given open,
+// so that it can run as somebody who may open none of it.
+func (q qemu) launchBare(c *Config, args []string) (_ *launch, err error) {
+	l := &launch{args: args}
+	defer func() {
+		if err != nil {
+			l.abandon()
+		}
+	}()
+	if l.program, err = findQEMU(q.program); err != nil {
+		return nil, err
+	}
+	control, theirs, err := socketPair("qmp")
+	if err != nil {
+		return nil, err
+	}
+	l.add(theirs)
+	l.monitor = newQMP(control)
+	agent, theirs, err := socketPair("agent")
+	if err != nil {
+		return nil, err
+	}
+	l.add(theirs)
+	l.agent = agent
+	ramfs, err := initramfs()
+	if err != nil {
+		return nil, err
+	}
+	l.add(ramfs)
+	kernel, err := os.Open(c.Kernel.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open the guest kernel: %w", err)
+	}
+	l.add(kernel)
+	if !c.Privileged && readable(kernel) { // it is opened again, by QEMU
+		l.credential = unprivileged(rand.Int())
+	}
+	return l, nil
+}
+
+// connectFile connects to a unix socket.
+func connectFile(path string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		if err = unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		unix.Close(fd)
+	}
+	return nil, fmt.Errorf("connect to the filesystem server on %s: %w", path, err)
+}
+
+// dupFile returns another descriptor of what f has open.
+func dupFile(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
 
 // qemuArgs renders c as QEMU's command line. docs/boot.md says which choices were measured.
 func qemuArgs(c *Config) []string {
-	a := append(machineArgs(c), fsArgs("root", c.FSSocket, agentproto.RootTag, c.FSQueues)...)
-	for i, m := range c.Mounts {
-		a = append(a, fsArgs("mount"+strconv.Itoa(i), m.Socket, mountTag(i), 1)...)
+	a := append(machineArgs(c), fsArgs("root", fsFD, agentproto.RootTag, c.FSQueues)...)
+	for i := range c.Mounts {
+		a = append(a, fsArgs("mount"+strconv.Itoa(i), fsFD+1+i, mountTag(i), 1)...)
 	}
 	if c.Network != nil {
 		a = append(a,
-			"-netdev", "stream,id=network,server=off,addr.type=fd,addr.str="+strconv.Itoa(networkFD),
+			"-netdev", "stream,id=network,server=off,addr.type=fd,addr.str="+strconv.Itoa(fsFD+1+len(c.Mounts)),
 			"-device", "virtio-net-pci,netdev=network,romfile=,mac="+usernet.MAC)
 	}
 	return a
@@ -58,7 +160,7 @@ func machineArgs(c *Config) []string {
 		"-machine", "q35,vmport=off,usb=off,smm=off,sata=off,hpet=off,memory-backend=mem",
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
 		"-m", memory, "-smp", strconv.Itoa(c.CPUs),
-		"-kernel", c.Kernel.Path, "-append", kernelParameters,
+		"-kernel", "/proc/self/fd/" + strconv.Itoa(kernelFD), "-append", kernelParameters,
 		"-initrd", "/proc/self/fd/" + strconv.Itoa(initramfsFD),
 		"-chardev", "socket,id=qmp,fd=" + strconv.Itoa(qmpFD), "-mon", "chardev=qmp,mode=control",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
@@ -76,14 +178,11 @@ func machineArgs(c *Config) []string {
 // own cryptography are left out: they are a fifth of the boot.
 const kernelParameters = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests"
 
-func fsArgs(id, socket, tag string, queues int) []string {
+func fsArgs(id string, fd int, tag string, queues int) []string {
 	return []string{
-		"-chardev", "socket,id=" + id + ",path=" + escape(socket),
+		"-chardev", "socket,id=" + id + ",fd=" + strconv.Itoa(fd),
 		"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,tag=%s,num-request-queues=%d,queue-size=1024", id, tag, queues),
 	}
 }
-
-// escape doubles commas, which otherwise end a value in QEMU's option syntax.
-func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
 func mountTag(i int) string { return "msb" + strconv.Itoa(i) }

@@ -14,13 +14,13 @@ func TestQEMUArguments(t *testing.T) {
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,vmport=off,usb=off,smm=off,sata=off,hpet=off,memory-backend=mem
 -object memory-backend-memfd,id=mem,share=on,size=512M -m 512M -smp 2
--kernel /k/vmlinux -append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests -initrd /proc/self/fd/5
+-kernel /proc/self/fd/6 -append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests -initrd /proc/self/fd/5
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev stdio,id=console,signal=off -serial chardev:console
 -chardev socket,id=agent,fd=4 -device virtio-serial-pci,max_ports=2 -device virtserialport,chardev=agent,name=msb.agent
 -accel tcg,thread=multi -cpu max
--chardev socket,id=root,path=/run/a,,b.sock -device vhost-user-fs-pci,chardev=root,tag=msbroot,num-request-queues=2,queue-size=1024
--chardev socket,id=mount0,path=/run/m.sock -device vhost-user-fs-pci,chardev=mount0,tag=msb0,num-request-queues=1,queue-size=1024`
+-chardev socket,id=root,fd=7 -device vhost-user-fs-pci,chardev=root,tag=msbroot,num-request-queues=2,queue-size=1024
+-chardev socket,id=mount0,fd=8 -device vhost-user-fs-pci,chardev=mount0,tag=msb0,num-request-queues=1,queue-size=1024`
 	if got := strings.Join(qemuArgs(&c), " "); got != strings.ReplaceAll(want, "\n", " ") {
 		t.Errorf("%s", got)
 	}

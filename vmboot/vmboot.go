@@ -32,8 +32,10 @@ type Config struct {
 	FSQueues  int    // request queues the server at FSSocket has; 0 is one per CPU
 	Mounts    []Mount
 	Network   *usernet.Network // nil is no network but lo. Start takes it over: it is closed when the VM has ended.
-	QEMU      string           // program; "" is qemu-system-x86_64 of PATH
-	RunDir    string           // for the sockets a VMM needs; "" is a temporary directory
+	QEMU      string           // program; "" is cloud-hypervisor of PATH if that will do, else qemu-system-x86_64
+	// Privileged keeps a VMM that root starts running as root, where it would become a user of its own.
+	Privileged bool
+	RunDir     string // for the sockets a VMM needs; "" is a temporary directory
 }
 
 // Mount is a further filesystem of the guest, served by the host.
@@ -76,7 +78,9 @@ type VM struct {
 	console *tail // what the guest's kernel says
 	stderr  *tail // what QEMU says
 	process *os.Process
-	qmp     *qmp
+
+	unlimited error // what the VMM could not be limited in, and why; set before Start returns
+	monitor   monitor
 
 	heard    sync.Once
 	heardErr error
@@ -104,56 +108,36 @@ func Start(ctx context.Context, c Config) (_ *VM, err error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	program, err := findQEMU(c.QEMU)
+	l, err := chooseVMM(&c).launch(&c)
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, c, program, qemuArgs(&c))
+	return start(ctx, c, l)
 }
 
-// start runs program with args and the files that qmpFD and the following number.
-func start(ctx context.Context, c Config, program string, args []string) (*VM, error) {
+// start carries out l.
+func start(ctx context.Context, c Config, l *launch) (*VM, error) {
 	if err := ctx.Err(); err != nil {
+		l.abandon()
 		return nil, err
 	}
-	qmpConn, qmpFile, err := socketPair("qmp")
-	if err != nil {
-		return nil, err
-	}
-	defer qmpFile.Close()
-	agentConn, agentFile, err := socketPair("agent")
-	if err != nil {
-		qmpConn.Close()
-		return nil, err
-	}
-	defer agentFile.Close()
-	initramfs, err := initramfs()
-	if err != nil {
-		qmpConn.Close()
-		agentConn.Close()
-		return nil, err
-	}
-	defer initramfs.Close()
 	vm := &VM{
 		config: c, started: time.Now(),
 		console: newTail(64 << 10), stderr: newTail(16 << 10),
-		agentConn: agentConn, agentDone: make(chan struct{}), done: make(chan struct{}),
-		qmp: newQMP(qmpConn),
+		agentConn: l.agent, agentDone: make(chan struct{}), done: make(chan struct{}),
+		monitor: l.monitor,
 	}
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(l.program, l.args...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.stderr
-	cmd.ExtraFiles = []*os.File{qmpFile, agentFile, initramfs}
-	if c.Network != nil {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, c.Network.File())
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.ExtraFiles = l.files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: l.credential}
 	running := make(chan error, 1)
 	go vm.supervise(ctx, cmd, running)
 	if err := <-running; err != nil {
-		vm.qmp.close()
-		agentConn.Close()
-		return nil, fmt.Errorf("start %s: %w", program, err)
+		l.abandon()
+		return nil, fmt.Errorf("start %s: %w", l.program, err)
 	}
+	l.closeFiles()
 	return vm, nil
 }
 
@@ -162,15 +146,27 @@ func start(ctx context.Context, c Config, program string, args []string) (*VM, e
 func (vm *VM) supervise(ctx context.Context, cmd *exec.Cmd, running chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
+	err := cmd.Start()
+	if err != nil && cmd.SysProcAttr.Credential != nil {
+		// Root that is not all-powerful, or a program that is for root alone.
+		again := exec.Command(cmd.Path, cmd.Args[1:]...)
+		again.Stdout, again.Stderr, again.ExtraFiles, again.SysProcAttr = cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.SysProcAttr
+		again.SysProcAttr.Credential = nil
+		cmd = again
+		err = cmd.Start()
+	}
+	if err != nil {
 		running <- err
 		return
 	}
 	vm.process = cmd.Process
+	var unlimited func()
+	vm.unlimited, unlimited = confine(cmd.Process.Pid, &vm.config)
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
 	running <- nil
-	err := cmd.Wait()
+	err = cmd.Wait()
 	stop()
+	unlimited()
 	vm.mu.Lock()
 	switch {
 	case ctx.Err() != nil:
@@ -180,8 +176,8 @@ func (vm *VM) supervise(ctx context.Context, cmd *exec.Cmd, running chan<- error
 		vm.err = fmt.Errorf("the virtual machine ended: %w%s", err, vm.Explain())
 	}
 	vm.mu.Unlock()
-	vm.qmp.close()
 	vm.agentConn.Close()
+	vm.monitor.close()
 	if vm.config.Network != nil {
 		vm.config.Network.Close()
 	}
@@ -216,6 +212,9 @@ func (vm *VM) Err() error {
 
 // Pid returns the process id of the VM's process.
 func (vm *VM) Pid() int { return vm.process.Pid }
+
+// Unlimited says which of the VMM's resources could not be limited by control groups, and why; nil where all are.
+func (vm *VM) Unlimited() error { return vm.unlimited }
 
 // Console returns the end of what the guest's kernel has said, at most 64 KiB. It comes from the guest.
 func (vm *VM) Console() string { return vm.console.String() }
@@ -290,7 +289,7 @@ func (vm *VM) Close(ctx context.Context, grace time.Duration) error {
 		}
 		return err
 	}
-	vm.qmp.quit()
+	vm.monitor.quit()
 	select {
 	case <-vm.done:
 		return nil

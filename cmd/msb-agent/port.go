@@ -11,11 +11,15 @@ import (
 	"time"
 
 	"github.com/microsandbox/msb-fs/vmboot/agentproto"
+	"golang.org/x/sys/unix"
 )
 
 // openPort opens the agent's virtio-serial port. The kernel may still be setting it up when process 1 begins.
 func openPort(patience time.Duration) (*os.File, error) {
 	deadline := time.Now().Add(patience)
+	if device := portParameter(); device != "" {
+		return openConsole(filepath.Join("/dev", device))
+	}
 	for {
 		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 		if err != nil {
@@ -32,6 +36,35 @@ func openPort(patience time.Duration) (*os.File, error) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+// portParameter is the device that the kernel's command line names in place of a virtio-serial port, "" where it names none.
+func portParameter() string {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return ""
+	}
+	for _, word := range strings.Fields(string(line)) {
+		if device, ok := strings.CutPrefix(word, agentproto.PortParameter+"="); ok {
+			return filepath.Base(device)
+		}
+	}
+	return ""
+}
+
+// openConsole opens a console and has it pass every byte on as it is.
+func openConsole(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	raw := unix.Termios{Cflag: unix.CS8 | unix.CREAD | unix.CLOCAL | unix.B38400}
+	raw.Cc[unix.VMIN] = 1
+	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, &raw); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make %s pass bytes on as they are: %w", path, err)
+	}
+	return f, nil
 }
 
 // greet says hello and returns what the host answers.

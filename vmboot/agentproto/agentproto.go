@@ -24,6 +24,8 @@ const (
 	Version = 1
 	// Port is the virtio-serial port's name in /sys/class/virtio-ports/*/name.
 	Port = "msb.agent"
+	// PortParameter on the kernel's command line names the device to use instead, of a VMM that has no such ports.
+	PortParameter = "msb.port"
 	// RootTag is the virtiofs tag of the root filesystem.
 	RootTag = "msbroot"
 	// Magic begins every Hello.
