@@ -31,7 +31,7 @@ type started struct {
 }
 
 // failures are the errors of this package that a start may end with, by the code under which they travel.
-var failures = map[string]error{"running": ErrRunning, "no_sandbox": ErrNoSandbox}
+var failures = map[string]error{"running": ErrRunning, "no_sandbox": ErrNoSandbox, "timeout": ErrTimeout}
 
 // supervisorLog is what the detached supervisor itself has to say.
 const supervisorLog = "supervisor.log"
@@ -182,6 +182,10 @@ func readStarted(line []byte) error {
 	if err := json.Unmarshal(line, &s); err != nil {
 		return fmt.Errorf("read what the supervisor says: %w", err)
 	}
+	return s.err()
+}
+
+func (s started) err() error {
 	known, ok := failures[s.Code]
 	switch {
 	case s.Error == "":

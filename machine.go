@@ -158,7 +158,7 @@ func (m *machine) enter(ctx context.Context, s *Spec) (err error) {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname, Tmpfs: s.tmpfs()}); err != nil {
+	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname, Tmpfs: s.tmpfs(), Offline: s.offline()}); err != nil {
 		return err
 	}
 	m.mark(eventAgentUp)
@@ -168,11 +168,14 @@ func (m *machine) enter(ctx context.Context, s *Spec) (err error) {
 // connect makes s's network; nil where it is to have none.
 func (s *Spec) connect() (*usernet.Network, error) {
 	o, err := s.network(nil)
-	if err != nil || o.Policy == usernet.None && len(o.Ports) == 0 {
+	if err != nil || s.offline() {
 		return nil, err
 	}
 	return usernet.New(o)
 }
+
+// offline says that s needs no network at all.
+func (s *Spec) offline() bool { return s.Net == string(usernet.None) && len(s.Ports) == 0 }
 
 func (s *Spec) tmpfs() (out []vmboot.Tmpfs) {
 	for _, t := range s.Tmpfs {

@@ -37,6 +37,15 @@ type RunOptions struct {
 	Signals  <-chan os.Signal // sent on to the command; before there is one, they end the start
 	Resize   <-chan vmboot.Size
 	Started  func() // called when the command has been started; may be nil
+
+	ready *machine // to run it in; nil is one of its own
+}
+
+func (o *RunOptions) boot(ctx context.Context, client *api.Client, s *Spec, req api.SandboxRequest, rec *recorder) (*machine, context.Context, error) {
+	if o.ready != nil {
+		return o.ready.adopt(ctx, s, req, rec)
+	}
+	return boot(ctx, client, s, req, rec)
 }
 
 // Run makes a sandbox of s, runs its command to the end in the foreground and returns how that ended. The error is a
@@ -51,7 +60,7 @@ func (h *Host) Run(ctx context.Context, s *Spec, o RunOptions) (vmboot.Status, T
 		return vmboot.Status{}, Timing{}, err
 	}
 	defer lock.Close()
-	status, timing, err := h.supervise(ctx, start, d, s, o)
+	status, timing, err := h.run(ctx, start, d, lock, s, o)
 	// One that never got as far as a pin is of no use to anybody.
 	if s.Ephemeral || s.Digest == "" {
 		err = errors.Join(err, d.remove())
@@ -93,7 +102,7 @@ func (h *Host) supervise(ctx context.Context, start time.Time, d dir, s *Spec, o
 	req := api.SandboxRequest{ImageRequest: o.Registry.request(s.Image, s.Platform, o.Pull), ID: s.ID, Upper: d.upper(), Limit: int64(s.UpperMiB) << 20, Pinned: s.Digest,
 		Verify: o.Verify, Entrypoint: s.Command.Entrypoint, Args: s.Command.Args, Env: s.Command.Env}
 	booting, booted := interruptible(ctx, o.Signals, ctl.signals)
-	m, serving, err := boot(booting, client, s, req, rec)
+	m, serving, err := o.boot(booting, client, s, req, rec)
 	booted()
 	if err != nil {
 		return status, rec.finish(context.WithoutCancel(ctx)), err

@@ -167,7 +167,7 @@ func (sb *Sandbox) Supervise(ctx context.Context, o RunOptions) (Status, Timing,
 	if spec.ID != sb.ID {
 		return Status{}, Timing{}, fmt.Errorf("%w: %s has been removed, and another made of that name", ErrNoSandbox, sb.Name)
 	}
-	status, timing, err := sb.host.supervise(ctx, start, sb.dir, &spec, o)
+	status, timing, err := sb.host.run(ctx, start, sb.dir, lock, &spec, o)
 	if spec.Ephemeral {
 		err = errors.Join(err, sb.dir.remove())
 	}

@@ -13,10 +13,11 @@ import (
 
 // Timing is when a sandbox's start reached each step, and what it had cost by then.
 type Timing struct {
-	Events     []TimingEvent `json:"events"`      // in order of time
-	ImageBytes int64         `json:"image_bytes"` // compressed
-	Layers     []api.Layer   `json:"layers"`      // with the mode each was served in
-	Stalls     []api.Stall   `json:"stalls"`      // what the sandbox waited for, longest first
+	Events     []TimingEvent `json:"events"`         // in order of time
+	ImageBytes int64         `json:"image_bytes"`    // compressed
+	Layers     []api.Layer   `json:"layers"`         // with the mode each was served in
+	Pool       string        `json:"pool,omitempty"` // whether the VM was one of the pool, and why not; "" where there is no pool
+	Stalls     []api.Stall   `json:"stalls"`         // what the sandbox waited for, longest first
 }
 
 // TimingEvent is one step.
@@ -92,6 +93,9 @@ func (t Timing) Print(w io.Writer) {
 				100*float64(e.BytesFetched)/float64(t.ImageBytes))
 		}
 		fmt.Fprintln(w)
+	}
+	if t.Pool != "" {
+		fmt.Fprintln(w, "in", t.Pool)
 	}
 	for _, l := range t.Layers {
 		fmt.Fprintf(w, "layer %.19s  %s: %s\n", l.Digest, l.Mode, l.Reason)

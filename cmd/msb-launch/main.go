@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string) int {
 	}
 	a.Register(root.PersistentFlags())
 	root.AddCommand(a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.execCmd(), a.lsCmd(), a.inspectCmd(),
-		a.logsCmd(), a.cpCmd(), a.rmCmd(), a.superviseCmd(), a.setupCmd(), a.doctorCmd(), versionCmd())
+		a.logsCmd(), a.cpCmd(), a.rmCmd(), a.superviseCmd(), a.poolCmd(), a.keeperCmd(), a.setupCmd(), a.doctorCmd(), versionCmd())
 	return cli.Run(ctx, root, args, failed)
 }
 
