@@ -275,14 +275,19 @@ type keptBlob struct {
 	kept     atomic.Pointer[partial] // nil before keep
 }
 
-// keep begins to keep the blob, which is about to be read in order until done is called, and takes up what an earlier daemon
-// has kept of it.
-func (k *keptBlob) keep() (done func()) {
+// keep begins to keep the blob, and takes up what an earlier daemon has kept of it.
+func (k *keptBlob) keep() *partial {
 	p := k.partials.get(k.Digest(), k.Size())
-	if !k.kept.CompareAndSwap(nil, p) {
-		k.partials.release(k.Digest(), p)
-		p = k.kept.Load()
+	if k.kept.CompareAndSwap(nil, p) {
+		return p
 	}
+	k.partials.release(k.Digest(), p)
+	return k.kept.Load()
+}
+
+// lead begins to keep the blob, which is about to be read inOrder, until done is called. Others wait for that meanwhile.
+func (k *keptBlob) lead() (done func()) {
+	p := k.keep()
 	p.stream(1)
 	return func() { p.stream(-1) }
 }
