@@ -5,7 +5,8 @@ echo starting
 bin=$(echo /usr/lib/postgresql/*/bin) dir=/tmp/postgres.$$
 data=$(echo /var/lib/postgresql/*/main) config=$(echo /etc/postgresql/*/main)
 install -d -o postgres -m 700 "$dir"
-as() { setpriv --reuid=postgres --regid=postgres --clear-groups env LC_ALL=C "$@"; }
+# A subshell each time: what is ended is the server and no shell around it.
+as() { exec setpriv --reuid=postgres --regid=postgres --clear-groups env LC_ALL=C "$@"; }
 as "$bin/postgres" -D "$data" -c config_file="$config/postgresql.conf" -c listen_addresses= -c unix_socket_directories="$dir" \
 	-c dynamic_shared_memory_type=mmap -c external_pid_file= -c ssl=off -c shared_buffers=16MB >/tmp/postgres.log 2>&1 &
 server=$!
