@@ -181,7 +181,11 @@ func (p *plan) measureFacts(ctx context.Context, tasks []task) error {
 		known[w.name] = true
 		f, err := p.store.facts(ctx, w)
 		if err != nil {
-			return err
+			if ctx.Err() != nil {
+				return err
+			}
+			fmt.Fprintf(p.said, "no limit is known for %s: %v\n", w.name, err)
+			continue
 		}
 		if err := appendLine(file, f); err != nil {
 			return err
