@@ -19,6 +19,7 @@ type task struct {
 	system   system
 	complete bool // wait until the whole image is local
 	bin      string
+	trace    string // see trial
 }
 
 func (k task) cell() cell { return cell{k.image.name, k.image.form.key, k.link.key, k.system.key} }
@@ -45,7 +46,7 @@ func (k task) measure(ctx context.Context) (r Record, err error) {
 		Time: time.Now().UTC(), System: k.system.key, SystemVersion: k.system.version(k.bin),
 		Image: k.image.name, Form: k.image.form.key, Link: k.link.key, ImageBytes: k.image.size, Load: load(),
 	}
-	t := &trial{dir: dir, ref: ref, img: k.image, bin: k.bin, ready: make(chan struct{}), marks: map[string]float64{}}
+	t := &trial{dir: dir, ref: ref, img: k.image, bin: k.bin, trace: k.trace, ready: make(chan struct{}), marks: map[string]float64{}}
 	defer func() { err = errors.Join(err, k.wipe(t)) }()
 	if k.system.prepare != nil {
 		if err := k.system.prepare(ctx, t); err != nil {

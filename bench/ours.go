@@ -73,7 +73,12 @@ func startMount(ctx context.Context, t *trial) error {
 			t.markAt(markResolved, ms/1000)
 		}
 	}
-	return t.program(ctx, exec.Command("runc", "--root", filepath.Join(t.dir, "runc"), "run", "--bundle", filepath.Join(t.dir, "bundle"), "bench"))
+	runc := []string{"runc", "--root", filepath.Join(t.dir, "runc"), "run", "--bundle", filepath.Join(t.dir, "bundle"), "bench"}
+	if t.trace == "" {
+		return t.program(ctx, exec.Command(runc[0], runc[1:]...))
+	}
+	args := append([]string{"trace", "--output", t.trace, "--mount", filepath.Join(t.dir, "root"), "--"}, runc...)
+	return t.program(ctx, msb(context.Background(), t, "msb-fs", args...)) // program ends it
 }
 
 func startVM(ctx context.Context, t *trial) error {

@@ -45,7 +45,7 @@ func quickCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := p.execute(cmd); err != nil {
+			if err := p.execute(cmd, false); err != nil {
 				return err
 			}
 			s, err := readResults(dir)

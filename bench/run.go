@@ -17,6 +17,7 @@ type runFlags struct {
 	images, forms, links, systems string
 	runs                          int
 	budget                        time.Duration
+	trace                         bool
 
 	ref      string
 	insecure bool
@@ -46,7 +47,7 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return p.execute(cmd)
+			return p.execute(cmd, f.trace)
 		},
 	}
 	flags := cmd.Flags()
@@ -58,6 +59,7 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&f.systems, "systems", "", "systems: mount, vm, containerd, podman, umoci, stargz, soci, nydus (default all there are)")
 	flags.IntVar(&f.runs, "runs", 5, "runs of each")
 	flags.DurationVar(&f.budget, "for", 0, "begin no start later than this")
+	flags.BoolVar(&f.trace, "trace", false, "start what was measured on a host mount again, with eBPF watching, and keep what it saw")
 	flags.StringVar(&f.ref, "image", "", "another image, of any registry")
 	flags.BoolVar(&f.insecure, "insecure", false, "of --image: plain HTTP, or a certificate that nobody has signed")
 	flags.StringVar(&f.ready, "ready", "", "of --image: what the line begins with that the program prints when it is ready")
@@ -119,7 +121,7 @@ func (f runFlags) plan(argv []string) (*plan, error) {
 }
 
 // execute measures, and writes the report.
-func (p *plan) execute(cmd *cobra.Command) error {
+func (p *plan) execute(cmd *cobra.Command, trace bool) error {
 	if err := adopt(); err != nil {
 		return err
 	}
@@ -129,6 +131,11 @@ func (p *plan) execute(cmd *cobra.Command) error {
 	failed, err := p.run(cmd.Context())
 	if err != nil {
 		return err
+	}
+	if trace {
+		if err := p.trace(cmd.Context()); err != nil {
+			return err
+		}
 	}
 	set, err := readResults(p.results.dir)
 	if err != nil {

@@ -12,6 +12,7 @@ func setTitles() map[string]string {
 		"guest": "Warm, in a guest",
 		"cow":   "Copy on write",
 		"boot":  "Boot of a microVM",
+		"trace": "What watching by eBPF costs",
 		"more":  "The second sandbox to the twentieth",
 	}
 }

@@ -16,10 +16,11 @@ import (
 
 // trial is one cold start of an image by one system.
 type trial struct {
-	dir string // empty at first, for everything the system keeps
-	ref string
-	img *image
-	bin string // of this project's programs
+	dir   string // empty at first, for everything the system keeps
+	ref   string
+	img   *image
+	bin   string // of this project's programs
+	trace string // directory for what eBPF sees of a host mount; "" is not to look
 
 	start time.Time
 	ready chan struct{} // closed at the program's line
