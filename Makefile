@@ -49,6 +49,10 @@ soak: deps build kernel ## start and end machines MSB_SOAK (500) times in a row:
 soak-crash: deps build ## kill the daemon under load MSB_CRASHES (200) times and check the cache after each
 	MSB_CRASHES=$${MSB_CRASHES:-200} $(GO) test -count=1 -timeout 2h -v -run DaemonKilledAtRandom ./internal/e2e
 
+.PHONY: soak-cow
+soak-cow: deps ## about an hour of random writes to writable mounts: a file against a model, trees against overlayfs, kills at every step
+	$(GO) test ./cow -count 1 -timeout 180m -run 'TestFsx|TestInPlace|TestAgainstOverlayfs|TestKillAtEveryStep' -fsx.ops 200000 -fsx.seed $$(date +%s) -rapid.checks 500
+
 .PHONY: soak-oracle
 soak-oracle: deps ## for MSB_SOAK_SECONDS (3600), compare random layers in every form with their tar, and merged images with umoci's
 	end=$$(($$(date +%s) + $${MSB_SOAK_SECONDS:-3600})); while [ $$(date +%s) -lt $$end ]; do \
