@@ -109,7 +109,7 @@ func BenchmarkSequential(b *testing.B) {
 				plain += time.Since(start)
 				b.StartTimer()
 			}
-			b.ReportMetric(size/benchRate*float64(b.N)/b.Elapsed().Seconds()*100, "%link")
+			b.ReportMetric(float64(size)/benchRate*float64(b.N)/b.Elapsed().Seconds()*100, "%link")
 			b.ReportMetric(plain.Seconds()/b.Elapsed().Seconds(), "x-get")
 		})
 	}

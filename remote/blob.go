@@ -231,22 +231,36 @@ func (b *Blob) cursor(ctx context.Context, off, end int64, window func() int64) 
 	return c
 }
 
-// plan puts flights under way up to the window. When the first part is read the next is planned at once, so that the
-// link never waits for the reader.
+// plan puts flights under way up to the window, but of bytes that have not arrived never many more than keep the link busy:
+// ranges that are asked for one after the other, as bytes arrive, do not end together.
 func (c *cursor) plan() {
 	if c.err != nil {
 		return
 	}
 	window := c.window()
 	b := c.blob
+	busy := b.up.sources[len(b.up.sources)-1].host.link.budget()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for c.next < c.end && (len(c.parts) == 0 || c.ahead < window) {
+	coming := int64(0)
+	for _, p := range c.parts {
+		coming += p.coming()
+	}
+	for c.next < c.end && (len(c.parts) == 0 || c.ahead < window && coming < busy) {
 		p := b.part(c.next, min(c.end, c.next+rangeSize), c.class)
 		c.parts = append(c.parts, p)
 		c.ahead += p.end - p.off
+		coming += p.coming()
 		c.next = p.end
 	}
+}
+
+// coming is how many bytes of p have not arrived. The caller holds Blob.mu.
+func (p *part) coming() int64 {
+	if p.flight == nil {
+		return 0
+	}
+	return max(0, p.end-max(p.off, p.flight.off+p.flight.got))
 }
 
 // read fills some of p: what has arrived, at least one byte. At the end it answers io.EOF.

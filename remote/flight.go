@@ -104,7 +104,7 @@ func (b *Blob) join(f *flight, class priority.Class) {
 	if class < f.class && !f.over {
 		f.class = class
 		if f.ticket != nil {
-			b.up.sources[len(b.up.sources)-1].host.sched.raise(f.ticket, class)
+			b.scheduler().raise(f.ticket, class)
 		}
 	}
 }
@@ -204,10 +204,16 @@ func (f *flight) advance(n int) {
 	f.blob.mu.Lock()
 	defer f.blob.mu.Unlock()
 	f.got += int64(n)
+	if f.ticket != nil {
+		f.blob.scheduler().arrived(f.ticket, int64(n))
+	}
 	if f.got >= f.need {
 		f.wake()
 	}
 }
+
+// scheduler is that of the blob's own registry. There are sources.
+func (b *Blob) scheduler() *scheduler { return b.up.sources[len(b.up.sources)-1].host.sched }
 
 func (f *flight) wake() {
 	close(f.change)
@@ -251,7 +257,7 @@ func (f *flight) arrived() int64 {
 // long the source wants to be left alone.
 func (f *flight) turn() (wait time.Duration, err error) {
 	b := f.blob
-	sched := b.up.sources[len(b.up.sources)-1].host.sched
+	sched := b.scheduler()
 	b.mu.Lock()
 	t := sched.enter(f.class, f.n-f.got)
 	f.ticket = t

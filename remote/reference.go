@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -37,6 +38,10 @@ func parseReference(ref string) (name.Reference, error) {
 	// Nobody's reference is longer; the parser's regular expressions need not see what is.
 	if len(ref) > 1024 {
 		return nil, &Error{Op: "parse", Ref: ref[:32] + "...", Kind: ErrInvalidReference, Cause: fmt.Errorf("%d bytes long", len(ref))}
+	}
+	if strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://") {
+		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: errors.New("it is a URL"),
+			Hint: "leave out http:// or https://; plain HTTP is chosen with --insecure or in config.json"}
 	}
 	r, err := name.ParseReference(ref, name.WeakValidation)
 	if err != nil {
@@ -78,7 +83,7 @@ func validHost(s string) bool {
 	notInNames := func(c rune) bool {
 		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '-' || c == '_')
 	}
-	return name != "" && len(name) <= 253 && !strings.ContainsFunc(name, notInNames)
+	return name != "" && len(name) <= 253 && !strings.ContainsFunc(name, notInNames) && name[0] != '.' && !strings.Contains(name, "..")
 }
 
 // displayHost is a registry's name as people write it.

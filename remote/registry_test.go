@@ -21,12 +21,16 @@ import (
 	"go.uber.org/goleak"
 )
 
+// realHome is the variable with the home directory that tests are kept from.
+const realHome = "MSB_TEST_HOME"
+
 func TestMain(m *testing.M) {
 	// No test may see this machine's credentials.
 	dir, err := os.MkdirTemp("", "remote-test-*")
 	if err != nil {
 		panic(err)
 	}
+	os.Setenv(realHome, os.Getenv("HOME"))
 	for _, v := range []string{"HOME", "DOCKER_CONFIG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"} {
 		os.Setenv(v, dir)
 	}

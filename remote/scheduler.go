@@ -17,13 +17,13 @@ type scheduler struct {
 	mu      sync.Mutex
 	running int
 	low     int   // of running, those below on-demand
-	lowLeft int64 // bytes those have been granted
+	lowLeft int64 // bytes those have been granted and that have not arrived
 	queue   [classes][]*ticket
 }
 
 // ticket is one range's place in its host's queue.
 type ticket struct {
-	n     int64          // bytes of the range; guarded by scheduler.mu
+	n     int64          // bytes of the range that have not arrived; guarded by scheduler.mu
 	class priority.Class // guarded by scheduler.mu
 	ready chan struct{}  // closed when granted
 	held  bool           // granted and not yet released; guarded by scheduler.mu
@@ -59,6 +59,20 @@ func (s *scheduler) leave(t *ticket) {
 		}
 	}
 	s.admit()
+}
+
+// arrived notes that n bytes of t's range have come: they are not in flight any more, so that the next range can be asked for
+// before this one has ended. Ranges that began together would else end together, and leave the link idle until the
+// next ones begin.
+func (s *scheduler) arrived(t *ticket, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n = min(n, t.n)
+	t.n -= n
+	if t.held && t.low {
+		s.lowLeft -= n
+		s.admit()
+	}
 }
 
 // raise moves t, if it still waits, to a more urgent class.

@@ -66,7 +66,7 @@ func (b *Blob) adopt(resp *http.Response, watch *watch, class priority.Class) (o
 // run streams until the blob is complete, beginning with an answer that is there already. A blob that is not what its
 // digest names is streamed once more, from elsewhere if there is an elsewhere.
 func (s *spool) run(resp *http.Response, watch *watch) {
-	sched := s.blob.up.sources[len(s.blob.up.sources)-1].host.sched
+	sched := s.blob.scheduler()
 	// Only so much of it is on its way at a time; the range whose answer it began with gives up its own place now.
 	t := sched.enter(s.class, min(rangeSize, s.blob.size))
 	defer sched.leave(t)

@@ -16,13 +16,14 @@ import (
 
 // CA is a private certificate authority that nobody's system trusts.
 type CA struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
+	cert  *x509.Certificate
+	key   *ecdsa.PrivateKey
+	pem   []byte
+	names []string
 }
 
-// NewCA makes an authority that is good for a day.
-func NewCA() (*CA, error) {
+// NewCA makes an authority that is good for a day. Its certificates for servers are for loopback, and names beside.
+func NewCA(names ...string) (*CA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make authority: %w", err)
@@ -37,7 +38,7 @@ func NewCA() (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make authority: %w", err)
 	}
-	return &CA{cert: cert, key: key, pem: pemBlock("CERTIFICATE", der)}, nil
+	return &CA{cert: cert, key: key, pem: pemBlock("CERTIFICATE", der), names: names}, nil
 }
 
 // PEM is the authority's certificate.
@@ -62,7 +63,7 @@ func (ca *CA) issue(name string, usage x509.ExtKeyUsage) (certPEM, keyPEM []byte
 	t.KeyUsage = x509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []x509.ExtKeyUsage{usage}
 	if usage == x509.ExtKeyUsageServerAuth {
-		t.DNSNames = []string{name}
+		t.DNSNames = append([]string{name}, ca.names...)
 		t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, ca.cert, key.Public(), ca.key)
