@@ -68,6 +68,13 @@ const (
 // Exec runs p and returns when it has ended and all its output has been written. When ctx ends the program is
 // killed and ctx's error returned. The error is a *StartError where the program could not be started.
 func (a *Agent) Exec(ctx context.Context, p Process) (Status, error) {
+	if p.TTY && p.Size == (Size{}) {
+		// A program that asks at once is to hear the window's size, not of its first change.
+		select {
+		case p.Size = <-p.Resize:
+		default:
+		}
+	}
 	e := &execution{number: rand.Uint32()}
 	defer e.close()
 	if err := e.open(ctx, a, &p); err != nil {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -234,8 +232,7 @@ func (a *app) superviseCmd() *cobra.Command {
 			if fork {
 				return host.ForkSupervisor(args[0])
 			}
-			signal.Ignore(syscall.SIGPIPE) // whoever waits for the start may go away
-			signals, stop := forwarded()
+			signals, stop := forwarded() // whoever waits for the start may go away
 			defer stop()
 			return host.SuperviseDetached(cmd.Context(), args[0], os.Stdin, os.Stdout, signals)
 		},

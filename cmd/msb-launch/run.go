@@ -132,11 +132,17 @@ func (a *app) runDetached(cmd *cobra.Command, host *msb.Host, f *runFlags, regis
 	return nil
 }
 
-// forwarded are the signals that a command in the foreground gets, until stop is called.
+// forwarded are the signals that a command in the foreground gets, until stop is called. Until then nobody's leaving a pipe ends this
+// process: the command is to hear of it, and the sandbox to end in order.
 func forwarded() (_ <-chan os.Signal, stop func()) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	return signals, func() { signal.Stop(signals) }
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, syscall.SIGPIPE)
+	return signals, func() {
+		signal.Stop(signals)
+		signal.Stop(pipes)
+	}
 }
 
 // exit turns how a command ended into what the launcher ends with.

@@ -32,23 +32,26 @@ func openTerminal(want bool) (terminal, error) {
 		return none, fmt.Errorf("--tty: %w", err)
 	}
 	t := terminal{resize: make(chan vmboot.Size, 1)}
+	if cols, rows, err := term.GetSize(fd); err == nil {
+		t.resize <- vmboot.Size{Rows: uint16(rows), Cols: uint16(cols)}
+	}
 	changed := make(chan os.Signal, 1)
 	signal.Notify(changed, syscall.SIGWINCH)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
 		for {
+			select {
+			case <-changed:
+			case <-stop:
+				return
+			}
 			if cols, rows, err := term.GetSize(fd); err == nil {
 				select {
 				case t.resize <- vmboot.Size{Rows: uint16(rows), Cols: uint16(cols)}:
 				case <-stop:
 					return
 				}
-			}
-			select {
-			case <-changed:
-			case <-stop:
-				return
 			}
 		}
 	}()
