@@ -81,7 +81,7 @@ func (r *registries) stats() remote.Stats {
 }
 
 // silentFor is how long nothing comes before that is worth telling.
-const silentFor = 3 * time.Second
+const silentFor = 5 * time.Second
 
 // getWaiting tells which registries something is being waited for from that does not come.
 func (d *daemon) getWaiting(w http.ResponseWriter, r *http.Request) error {
