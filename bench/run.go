@@ -29,8 +29,9 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [OPTIONS] [-- COMMAND [ARG...]]",
 		Short: "Time cold starts",
-		Long: "Time cold starts of images, ours beside what people use today. Without a choice it is the full run of the report. What a results\n" +
-			"directory has already is not measured again, so the same command goes on after an interruption. As root.\n\n" +
+		Long: "Time cold starts of images, ours beside what people use today. Without a choice it is the full run of the report, about\n" +
+			"25 minutes on two cores. What a results directory has already is not measured again, so the same command goes on after an\n" +
+			"interruption. As root.\n\n" +
 			"--image takes any other image: it is copied once, with Docker's or podman's credentials, and then served over the chosen links as it\n" +
 			"is (and in other forms, with --forms). It is ready at the line that begins with --ready, or at its first output.",
 		Example: "  go run ./bench run\n" +
