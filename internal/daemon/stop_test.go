@@ -117,6 +117,10 @@ func TestPanicLeaksNothing(t *testing.T) {
 				h.unmount(m.Dir)
 			}
 			d.tasks.drain(t)
+			// A task may start another one when it ends.
+			for deadline := time.Now().Add(time.Minute); len(d.images.byDigest()) > 0 && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
 			if open := d.images.byDigest(); len(open) > 0 || len(d.sandboxes.list()) > 0 || len(d.mounts.byDir) > 0 || d.requests.Load() > 0 {
 				t.Errorf("%s, panic at write %d: left: %d images, %d sandboxes, %d mounts", path, n, len(open), len(d.sandboxes.list()), len(d.mounts.byDir))
 			}
