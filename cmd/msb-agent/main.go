@@ -67,6 +67,7 @@ func run() error {
 			err = applySetup(setup)
 		}
 		s.begin(err)
+		keepClock()
 	}()
 	return s.serve(port)
 }
