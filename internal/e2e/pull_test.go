@@ -19,7 +19,7 @@ import (
 // again. That is all but what was on its way, or waited to be inflated.
 func TestPullGoesOnAfterKill(t *testing.T) {
 	const rate, slack = 8 << 20, 2 << 20 // bytes per second, and bytes: a block that had no checksum yet, a TOC
-	noise := make([]byte, 32<<20)
+	noise := make([]byte, 16<<20)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
 	for _, form := range testimage.Forms() {
 		t.Run(string(form), func(t *testing.T) {
