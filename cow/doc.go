@@ -3,6 +3,8 @@
 //
 // # The upper on disk
 //
+// See docs/upper.md as well.
+//
 // The upper directory is a tree in the manner of overlayfs: a file that was created, or changed, is under its own path.
 //
 //   - A name of the lower that was removed is a whiteout: a character device 0:0, or an empty file ".wh.<name>" where

@@ -153,6 +153,11 @@ func (f *FS) own(n *node, off, end int64) error {
 
 // complete records that the file needs the lower's content no more.
 func (f *FS) complete(n *node) error {
+	if h := f.handles.get(n); h != nil {
+		// Its blocks are to be allocated by then: otherwise, after a power failure, the record could be there without them.
+		_ = unix.SyncFileRange(h.fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+		f.handles.release(h)
+	}
 	if err := f.recordBase(n, 0); err != nil {
 		return err
 	}

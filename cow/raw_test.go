@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"fmt"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -243,4 +244,37 @@ func FuzzRecords(f *testing.F) {
 		}
 		parseUmask([]byte(s))
 	})
+}
+
+// TestForgottenIsGone makes many files as a guest that never stops does: what the kernel forgets takes no memory.
+func TestForgottenIsGone(t *testing.T) {
+	f, err := New(sampleLower(), t.TempDir(), Options{})
+	must(t, err)
+	defer func() { must(t, f.Close()) }()
+	var tmp fuse.EntryOut
+	if s := f.Lookup(nil, &fuse.InHeader{NodeId: fs.Root}, "tmp", &tmp); !s.Ok() {
+		t.Fatal(s)
+	}
+	for i := range 5000 {
+		in := fuse.MknodIn{InHeader: fuse.InHeader{NodeId: tmp.NodeId}, Mode: unix.S_IFREG | 0o644}
+		var out fuse.EntryOut
+		if s := f.Mknod(nil, &in, fmt.Sprint(i), &out); !s.Ok() {
+			t.Fatal(s)
+		}
+		if s := f.Link(nil, &fuse.LinkIn{InHeader: in.InHeader, Oldnodeid: out.NodeId}, fmt.Sprint(i, "b"), &out); !s.Ok() {
+			t.Fatal(s)
+		}
+		if i%2 == 0 {
+			if s := f.Unlink(nil, &in.InHeader, fmt.Sprint(i)); !s.Ok() {
+				t.Fatal(s)
+			}
+		}
+		f.Forget(out.NodeId, 2)
+	}
+	if n := len(f.table); n != 2 { // the root and tmp
+		t.Errorf("%d nodes are known after all was forgotten", n)
+	}
+	if n := f.handles.idle.Len(); n > maxHandles {
+		t.Errorf("%d files are open", n)
+	}
 }
