@@ -27,11 +27,11 @@ func standard() []choice {
 		{every, []string{"estargz"}, fast, []string{"mount", "stargz"}},
 		{every, []string{"gzip+index", "gzip"}, fast, []string{"mount"}},
 		{every, []string{"gzip"}, fast, []string{"containerd"}},
-		{every, []string{"estargz"}, []string{"100m"}, []string{"mount", "stargz"}},
+		{[]string{"redis", "node", "golang", "scipy"}, []string{"estargz"}, []string{"100m"}, []string{"mount", "stargz"}},
 		{[]string{"tiny", "redis", "golang"}, []string{"estargz"}, fast, []string{"vm"}},
-		{[]string{"node", "golang", "scipy"}, []string{"gzip+soci"}, fast, []string{"soci"}},
+		{[]string{"golang", "scipy"}, []string{"gzip+soci"}, fast, []string{"soci"}},
 		{one, []string{"zstd", "zstd-chunked", "gzip+soci"}, fast, []string{"mount"}},
-		{one, []string{"estargz", "gzip+index", "gzip+soci", "gzip"}, []string{"far"}, []string{"mount", "stargz", "soci", "containerd"}},
+		{one, []string{"estargz", "gzip+index", "gzip+soci", "gzip"}, []string{"far"}, []string{"mount", "stargz", "soci"}},
 	}
 }
 
