@@ -20,16 +20,25 @@ const (
 
 // unprivileged returns the user that a VMM started by root runs as: a number of its own, so that one guest that has taken over its
 // VMM has no power over another's, with the group that /dev/kvm is for. It is nil for everybody but root, who may not, and
-// needs not, become somebody else.
-func unprivileged(number int) *syscall.Credential {
+// needs not, become somebody else, and where only root may open the /dev/kvm that is needed.
+func unprivileged(number int, kvm bool) *syscall.Credential {
 	if os.Geteuid() != 0 {
 		return nil
 	}
 	id := uint32(firstUser + number%(lastUser-firstUser+1))
 	c := &syscall.Credential{Uid: id, Gid: id}
+	if !kvm {
+		return c
+	}
 	var st syscall.Stat_t
-	if syscall.Stat("/dev/kvm", &st) == nil && st.Gid != 0 && st.Mode&0o060 == 0o060 {
+	switch err := syscall.Stat("/dev/kvm", &st); {
+	case err != nil:
+		return nil
+	case st.Mode&0o006 == 0o006:
+	case st.Mode&0o060 == 0o060 && st.Gid != 0:
 		c.Groups = []uint32{st.Gid}
+	default:
+		return nil
 	}
 	return c
 }

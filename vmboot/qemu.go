@@ -111,7 +111,7 @@ func (q qemu) launchBare(c *Config, args []string) (_ *launch, err error) {
 	}
 	l.add(kernel)
 	if !c.Privileged && readable(kernel) { // it is opened again, by QEMU
-		l.credential = unprivileged(rand.Int())
+		l.credential = unprivileged(rand.Int(), c.Accel == AccelKVM)
 	}
 	return l, nil
 }
