@@ -151,5 +151,9 @@ func (s *set) caption() string {
 		m := s.machines[n-1]
 		where = fmt.Sprintf("%d x %s, %s, Linux %s, %s. ", m.CPUs, m.CPU, m.System, m.Kernel, m.KVM)
 	}
-	return where + fmt.Sprintf("Medians of %s runs, everything wiped before each; limit is what physics allows. Spread, bytes, memory and all cases: [the report](%s/%s).", s.runs(), s.dir, reportFile)
+	runs := "Medians of " + s.runs() + " runs"
+	if s.runs() == "1" {
+		runs = "One run of each so far, the beginning of a full run"
+	}
+	return where + fmt.Sprintf("%s, everything wiped before each; limit is what physics allows. Spread, bytes, memory and all cases: [the report](%s/%s).", runs, s.dir, reportFile)
 }
