@@ -25,6 +25,9 @@ func TestInPlace(t *testing.T) {
 		if name == "FcntlFlockLocksFile" { // see TestPosix
 			continue
 		}
+		if name == "OpenSymlinkRace" && os.Getenv(inPlaceEnv) != "" {
+			continue // it knows a link that was followed by the file system it leads to, and in a guest there is one only
+		}
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(root, "empty", name)
 			must(t, os.Mkdir(dir, 0o755))
@@ -60,7 +63,7 @@ func longAndDeep(t *testing.T, dir string) {
 	wantFile(t, filepath.Join(dir, long[1:]+"m"), "x")
 	must(t, os.Remove(filepath.Join(dir, long[1:]+"m")))
 
-	const depth = 1000
+	const depth = 400
 	at, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
 	for range depth {
