@@ -97,7 +97,8 @@ func (w *writable) tar(t *testing.T) {
 
 // packages installs a package of many files from a local file, by dpkg and by apt-get, and removes it.
 func (w *writable) packages(t *testing.T) {
-	out := w.sh(t, "root", `mkdir -p p/DEBIAN p/usr/share/many p/usr/bin
+	out := w.sh(t, "root", `unset TMPDIR # names a directory outside
+		mkdir -p p/DEBIAN p/usr/share/many p/usr/bin
 		printf 'Package: many\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.com>\nDescription: x\n' >p/DEBIAN/control
 		for i in $(seq 300); do echo $i >p/usr/share/many/$i; done
 		echo '#!/bin/sh' >p/usr/bin/many; chmod 4755 p/usr/bin/many
