@@ -10,7 +10,7 @@ import (
 
 // What users write: whatever it is, it is read or refused in one line, and what is read has one normal form.
 func FuzzReference(f *testing.F) {
-	for _, s := range []string{"python", "python:3.12", "localhost:5000/a/b@" + sha(nil), "a/b:1@" + sha(nil), "../x", "[::1]:1/a", "A", "a//b", "\x00", "docker.io/x:y"} {
+	for _, s := range []string{"python", "python:3.12", "localhost:5000/a/b@" + sha(nil), "a/b:1@" + sha(nil), "../x", "[::1]:1/a", "A", "a//b", "\x00", "docker.io/x:y", strings.Repeat("\x00\n", 600)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

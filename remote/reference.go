@@ -37,7 +37,7 @@ func AtDigest(ref, digest string) (string, error) {
 func parseReference(ref string) (name.Reference, error) {
 	// Nobody's reference is longer; the parser's regular expressions need not see what is.
 	if len(ref) > 1024 {
-		return nil, &Error{Op: "parse", Ref: ref[:32] + "...", Kind: ErrInvalidReference, Cause: fmt.Errorf("%d bytes long", len(ref))}
+		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q...", ref[:32]), Kind: ErrInvalidReference, Cause: fmt.Errorf("%d bytes long", len(ref))}
 	}
 	if strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://") {
 		return nil, &Error{Op: "parse", Ref: fmt.Sprintf("%q", ref), Kind: ErrInvalidReference, Cause: errors.New("it is a URL"),
