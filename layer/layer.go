@@ -38,6 +38,9 @@ type Options struct {
 	Dir string
 	// Chunks takes the chunks that pass by. nil drops them: Fetch then reads them from the blob again.
 	Chunks Store
+	// Buffers bounds the chunks that wait to be stored while the layer streams, bytes; 0 means 12 MiB, and one chunk is always
+	// let through.
+	Buffers int64
 
 	markEvery time.Duration // between two marks of a stream, for tests; 0 means markEvery
 	openTime  time.Duration // for tests; 0 means openTime

@@ -75,10 +75,10 @@ func (s *stream) mark(ctx context.Context, src *tarSource, pos, left, holes int6
 	}
 	// All chunks so far are stored once nothing is left of the buffers that they were in.
 	s.tell()
-	if err := s.mem.Acquire(ctx, chunkBytes); err != nil {
+	if err := s.mem.Acquire(ctx, s.room); err != nil {
 		return context.Cause(ctx)
 	}
-	s.mem.Release(chunkBytes)
+	s.mem.Release(s.room)
 	k := t.spanAt(pos)
 	begin := t.spans[k]
 	if t.form == formTar {

@@ -21,7 +21,7 @@ const (
 	inBlock    = 128 << 10     // bytes of the blob that travel together
 	outBlock   = 128 << 10     // bytes of the tar that travel together
 	blocks     = 8             // of each kind that wait at most
-	chunkBytes = 3 * ChunkSize // of chunks of one layer that wait to be hashed and stored
+	chunkBytes = 3 * ChunkSize // of chunks of one layer that wait to be hashed and stored, unless Options say less
 	storers    = 2             // goroutines that hash and store chunks
 	openPause  = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
@@ -42,7 +42,8 @@ type stream struct {
 	out   chan outbound // of the tar, in order
 	back  chan []byte   // buffers of out to be used again
 	work  chan job
-	mem   *semaphore.Weighted
+	room  int64               // bytes of chunks that may wait
+	mem   *semaphore.Weighted // of room
 	enc   *zstd.Encoder
 	big   sync.Pool // buffers of ChunkSize
 
@@ -78,12 +79,16 @@ type job struct {
 func (l *Layer) runStream(ctx context.Context, from *taken) {
 	s := &stream{
 		l: l, in: make(chan []byte, blocks), free: make(chan []byte, blocks+2), out: make(chan outbound, blocks),
-		back: make(chan []byte, blocks+2), work: make(chan job, 4*storers), mem: semaphore.NewWeighted(chunkBytes),
+		back: make(chan []byte, blocks+2), work: make(chan job, 4*storers), room: chunkBytes,
 		from: from, marked: time.Now(), every: l.o.markEvery,
 	}
 	if s.every == 0 {
 		s.every = markEvery
 	}
+	if l.o.Buffers > 0 {
+		s.room = min(max(l.o.Buffers, ChunkSize), chunkBytes)
+	}
+	s.mem = semaphore.NewWeighted(s.room)
 	if l.o.Dir != "" {
 		s.journal = &journal{path: filepath.Join(l.o.Dir, partialName(l.id)), id: l.id, blob: l.size}
 	}

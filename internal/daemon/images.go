@@ -233,6 +233,9 @@ func firstError(errs []error) error {
 	return nil
 }
 
+// streamBuffers is what the layers of one image that stream may buffer together, bytes, as long as each has room for one chunk.
+const streamBuffers = 48 << 20
+
 func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remote.Image, d remote.Layer, a remote.Access) (*openLayer, error) {
 	if l := im.joinLayer(d.Digest, nil); l != nil {
 		return l, nil
@@ -242,7 +245,9 @@ func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remot
 		return nil, err
 	}
 	fresh := &openLayer{desc: descriptor(d), blob: blob, lease: im.cache.Lease(), refs: 1}
-	fresh.Layer, err = layer.Open(ctx, fresh.desc, im.spans.blob(fresh.streamed(ctx, im.home.Cache("layers")), d.Digest), layer.Options{Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}})
+	fresh.Layer, err = layer.Open(ctx, fresh.desc, im.spans.blob(fresh.streamed(ctx, im.home.Cache("layers")), d.Digest), layer.Options{
+		Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}, Buffers: streamBuffers / int64(len(img.Layers)),
+	})
 	if err != nil {
 		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
