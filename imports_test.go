@@ -40,9 +40,11 @@ var mayImport = map[string][]string{
 	"internal/ociarchive": {"remote"},
 	"":                    {"internal/api", "vmboot/...", "remote"},
 	"cmd/msb-agent":       {"vmboot/agentproto", "vmboot/tarcopy"},
-	"cmd/msb-fs":          {"", "internal/api", "internal/cli", "internal/daemon", "remote"},
+	"cmd/msb-fs":          {"", "internal/api", "internal/cli", "internal/daemon", "remote", "trace"},
 	"cmd/msb-launch":      {"", "internal/api", "internal/cli", "remote", "vmboot/..."},
 	"internal/registry":   {},
+	"trace":               {"trace/bpf"},
+	"trace/bpf":           {},
 }
 
 // mayNotImport says what a package knows nothing of, directly. Command lines and metrics are kept out of all but cmd and

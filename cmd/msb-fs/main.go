@@ -48,7 +48,7 @@ func commands() *cobra.Command {
 	a.Register(root.PersistentFlags())
 	root.AddCommand(a.pullCmd(), a.mountCmd(), a.umountCmd(), a.mountsCmd(), a.lsCmd(), a.catCmd(), a.statCmd(),
 		a.imagesCmd(), a.inspectCmd(), a.rmiCmd(), a.pruneCmd(), a.dfCmd(), a.verifyCmd(),
-		a.diffCmd(), a.commitCmd(), a.loadCmd(), a.saveCmd(), a.indexCmd(), a.loginCmd(), a.logoutCmd(), a.registriesCmd(), a.daemonCmd(), a.statusCmd(), a.stopCmd(), a.statsCmd(), versionCmd())
+		a.diffCmd(), a.commitCmd(), a.loadCmd(), a.saveCmd(), a.indexCmd(), a.loginCmd(), a.logoutCmd(), a.registriesCmd(), a.daemonCmd(), a.statusCmd(), a.stopCmd(), a.statsCmd(), a.traceCmd(), versionCmd())
 	return root
 }
 
