@@ -62,8 +62,7 @@ func sociSystem() system {
 			socket := filepath.Join(t.dir, "soci.sock")
 			host, _, _ := strings.Cut(t.ref, "/")
 			config := filepath.Join(t.dir, "soci.toml")
-			text := fmt.Sprintf("[pull_modes.soci_v1]\nenable = true\n[[resolver.host.%q.mirrors]]\nhost = %q\ninsecure = true\n[content_store]\ntype = \"containerd\"\ncontainerd_address = %q\n",
-				host, host, containerdSocket(t.dir))
+			text := fmt.Sprintf("[pull_modes.soci_v1]\nenable = true\n[[resolver.host.%q.mirrors]]\nhost = %q\ninsecure = true\n", host, host)
 			if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 				return err
 			}
