@@ -132,10 +132,10 @@ func FuzzBackend(f *testing.F) {
 		}
 		fe.close()
 		b.wait(t)
-		if n := openFiles(t); n != files {
+		if n := openFiles(t); n > files { // fewer: another test's have been collected meanwhile
 			t.Errorf("%d descriptors, %d before", n, files)
 		}
-		if n := guestMappings(t); n != maps {
+		if n := guestMappings(t); n > maps {
 			t.Errorf("%d mappings of guest memory, %d before", n, maps)
 		}
 	})
