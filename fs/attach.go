@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/user"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -126,13 +128,32 @@ func deviceError(err error) error {
 // settlePoll has the kernel ask once whether files of the mount at dir can be polled, which go-fuse denies for all of
 // them. A Go program that serves the mount and opens a file of it would otherwise wait for itself: its runtime polls,
 // without giving up its only thread.
+//
+// A process that is killed while it waits for an answer of its own would not die: a request that was read is waited for
+// (fs/fuse/dev.c, request_wait_answer), the device is only closed when the last thread that has it is gone, and that
+// one waits. So it is asked by a thread with a file table of its own, in which there is no device, and which ends with it.
 func settlePoll(dir string) {
-	fd, err := unix.Open(dir+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	_ = unix.Close(fd)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // the first thread's files are what /proc/self/fd shows: another must do it
+			defer runtime.UnlockOSThread()
+			settlePoll(dir)
+			return
+		}
+		// The thread is never unlocked: it ends with the goroutine.
+		if unix.Unshare(unix.CLONE_FILES) != nil || unix.CloseRange(0, math.MaxUint32, 0) != nil {
+			return
+		}
+		fd, err := unix.Open(dir+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		_ = unix.Close(fd)
+	}()
+	<-done
 }
 
 // disconnected reports whether the kernel's side of a FUSE device is gone (fs/fuse/dev.c, fuse_dev_poll). go-fuse closes

@@ -80,7 +80,7 @@ func limits(c *Config) []limit {
 
 // confine puts pid into control groups of its own with c's limits, where this process may make some: below its own or, as the
 // second version of cgroups has it, beside it. What could not be limited is in missed. release removes the groups when pid has ended.
-func confine(pid int, c *Config) (missed error, release func()) {
+func confine(pid int, c *Config) (release func(), missed error) {
 	var made []string
 	errs := make([]error, 0)
 	for _, l := range limits(c) {
@@ -93,11 +93,11 @@ func confine(pid int, c *Config) (missed error, release func()) {
 			made = append(made, dir)
 		}
 	}
-	return errors.Join(errs...), func() {
+	return func() {
 		for _, dir := range made {
 			os.Remove(dir)
 		}
-	}
+	}, errors.Join(errs...)
 }
 
 var errNoGroup = errors.New("no control group that this process may divide")

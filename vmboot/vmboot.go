@@ -161,7 +161,7 @@ func (vm *VM) supervise(ctx context.Context, cmd *exec.Cmd, running chan<- error
 	}
 	vm.process = cmd.Process
 	var unlimited func()
-	vm.unlimited, unlimited = confine(cmd.Process.Pid, &vm.config)
+	unlimited, vm.unlimited = confine(cmd.Process.Pid, &vm.config)
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
 	running <- nil
 	err = cmd.Wait()

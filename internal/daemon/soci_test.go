@@ -205,7 +205,7 @@ func TestSOCI(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lying := bytes.Replace(ztoc, []byte("d/small"), []byte("d/smell"), -1)
+	lying := bytes.ReplaceAll(ztoc, []byte("d/small"), []byte("d/smell"))
 	for _, tt := range []struct {
 		name    string
 		version int

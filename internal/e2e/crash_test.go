@@ -145,11 +145,7 @@ func (h *home) crashStep(ctx context.Context, r *rand.Rand, images []string, fil
 	case 2:
 		args = []string{"prune", "--chunks"}
 	case 3:
-		// A daemon that is killed in the moment in which it opens a file of its own new mount (fs, settlePoll) cannot die
-		// before that mount is aborted: about one kill in a hundred, too many for every change.
-		if os.Getenv("MSB_CRASHES") != "" {
-			h.crashMount(ctx, ref, f)
-		}
+		h.crashMount(ctx, ref, f)
 		return
 	default:
 		args = []string{"cat", ref, "/" + f.name}
