@@ -15,29 +15,42 @@ const (
 	clockSlack = 2 * time.Second
 )
 
-// keepClock sets the clock forward when the host has been suspended, or this machine has been paused: its own clock stands still
-// meanwhile, the hardware's does not. It goes by how both go on, not by what they show: a clock that somebody has set on purpose is left
-// alone. It returns where there is no hardware clock.
-func keepClock() {
+// clock sees when this machine has stood still: its own clock does meanwhile, the hardware's does not.
+type clock struct {
+	rtc    *os.File
+	shown  time.Time // by the hardware, when it was last looked at
+	looked time.Time // with the monotonic clock, which nobody sets
+}
+
+// newClock looks at both clocks; nil where there is no hardware clock.
+func newClock() *clock {
 	rtc, err := os.Open("/dev/rtc0")
 	if err != nil {
-		return
+		return nil
 	}
-	defer rtc.Close()
-	start, err := hardwareClock(rtc)
+	shown, err := hardwareClock(rtc)
 	if err != nil {
+		rtc.Close()
+		return nil
+	}
+	return &clock{rtc, shown, time.Now()}
+}
+
+// keep sets the clock forward when the host has been suspended, or this machine has been paused. It goes by how both go on, not by what
+// they show: a clock that somebody has set on purpose is left alone. It returns when there is nothing to look at.
+func (c *clock) keep() {
+	if c == nil {
 		return
 	}
-	since := time.Now()
+	defer c.rtc.Close()
 	for {
 		time.Sleep(clockEvery)
-		now, err := hardwareClock(rtc)
+		now, err := hardwareClock(c.rtc)
 		if err != nil {
 			return
 		}
-		// time.Since goes by the monotonic clock, which nobody sets.
-		missed := now.Sub(start) - time.Since(since)
-		start, since = now, time.Now()
+		missed := now.Sub(c.shown) - time.Since(c.looked)
+		c.shown, c.looked = now, time.Now()
 		if missed > clockSlack {
 			tv := syscall.NsecToTimeval(time.Now().Add(missed).UnixNano())
 			syscall.Settimeofday(&tv)

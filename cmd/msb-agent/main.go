@@ -66,8 +66,9 @@ func run() error {
 		if err == nil {
 			err = applySetup(setup)
 		}
+		clock := newClock() // before anybody can see that the machine is up
 		s.begin(err)
-		keepClock()
+		clock.keep()
 	}()
 	return s.serve(port)
 }
