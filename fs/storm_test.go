@@ -89,8 +89,8 @@ func TestFio(t *testing.T) {
 	} {
 		fio(at, args...)
 	}
-	l.data[0][5<<20] ^= 1 // what the test is worth: a wrong byte is found
-	wrong := newLayer(file("data", string(l.data[0])))
+	b[5<<20] ^= 1 // what the test is worth: a wrong byte is found
+	wrong := newLayer(file("data", string(b)))
 	wrong.chunk = 1 << 20
 	at = mountTree(t, sealedTree(t, Options{}, wrong))
 	cmd := exec.Command("fio", "--name=v", "--filename="+at+"/data", "--size=8M", "--bs=16k", "--verify=crc32c", "--rw=read", "--readonly", "--verify_state_save=0", "--minimal")
