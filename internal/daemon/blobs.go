@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/internal/ctxio"
 	"github.com/microsandbox/msb-fs/layer"
 	"github.com/microsandbox/msb-fs/remote"
 )
@@ -53,24 +54,11 @@ func (b *localBlob) ReadAt(ctx context.Context, p []byte, off int64) (int, error
 
 // Open reads from off to the end.
 func (b *localBlob) Open(ctx context.Context, off int64) (io.ReadCloser, error) {
-	return io.NopCloser(&interruptible{ctx, io.NewSectionReader(b.f, off, b.size-off)}), nil
+	return io.NopCloser(ctxio.Reader(ctx, io.NewSectionReader(b.f, off, b.size-off))), nil
 }
 
 // Close closes the file.
 func (b *localBlob) Close() error { return b.f.Close() }
-
-// interruptible is r until ctx is done.
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if err := i.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return i.r.Read(p)
-}
 
 func (im *images) blobFile(digest string) string {
 	return filepath.Join(im.home.Cache("blobs"), strings.TrimPrefix(digest, "sha256:"))
@@ -120,7 +108,7 @@ func (im *images) verifyBlobs(ctx context.Context) (v api.Verified, err error) {
 		if err != nil {
 			return v, fmt.Errorf("verify %s: %w", digest, err)
 		}
-		got, n, err := sha256Of(&interruptible{ctx, f})
+		got, n, err := sha256Of(ctxio.Reader(ctx, f))
 		f.Close()
 		if err != nil {
 			return v, fmt.Errorf("verify %s: %w", digest, err)

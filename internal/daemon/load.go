@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/microsandbox/msb-fs/internal/api"
+	"github.com/microsandbox/msb-fs/internal/ctxio"
 	"github.com/microsandbox/msb-fs/internal/ociarchive"
 	"github.com/microsandbox/msb-fs/remote"
 )
@@ -97,7 +98,7 @@ func (im *images) adopt(ctx context.Context, a *ociarchive.Archive, img *remote.
 			return struct {
 				io.Reader
 				io.Closer
-			}{&interruptible{ctx, io.LimitReader(r, l.Size)}, r}, nil
+			}{ctxio.Reader(ctx, io.LimitReader(r, l.Size)), r}, nil
 		}})
 		if err != nil {
 			return fmt.Errorf("layer: %w", err)

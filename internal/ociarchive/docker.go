@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/microsandbox/msb-fs/internal/ctxio"
 	"github.com/microsandbox/msb-fs/remote"
 )
 
@@ -102,7 +103,7 @@ func (a *Archive) describeLayer(ctx context.Context, name string) (v1.Descriptor
 	defer r.Close()
 	sum := sha256.New()
 	magic := &head{}
-	n, err := io.Copy(io.MultiWriter(sum, magic), &interruptible{ctx, r})
+	n, err := io.Copy(io.MultiWriter(sum, magic), ctxio.Reader(ctx, r))
 	if err == nil && n != size {
 		err = io.ErrUnexpectedEOF
 	}
@@ -128,17 +129,4 @@ func (h *head) Write(p []byte) (int, error) {
 		h.b = append(h.b, p[:min(n, len(p))]...)
 	}
 	return len(p), nil
-}
-
-// interruptible is r until ctx is done.
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if err := i.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return i.r.Read(p)
 }

@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/microsandbox/msb-fs/internal/ctxio"
 	"github.com/microsandbox/msb-fs/remote"
 )
 
@@ -66,7 +67,7 @@ func (w *writer) blob(name string, c remote.Content) error {
 		return err
 	}
 	sum := sha256.New()
-	n, err := io.Copy(io.MultiWriter(w.w, sum), io.LimitReader(&interruptible{w.ctx, r}, c.Size))
+	n, err := io.Copy(io.MultiWriter(w.w, sum), io.LimitReader(ctxio.Reader(w.ctx, r), c.Size))
 	if err == nil && n != c.Size {
 		err = io.ErrUnexpectedEOF
 	}
@@ -178,7 +179,7 @@ func (w *writer) unpacked(name string, l remote.Content, diffID, temp string) er
 	}
 	defer r.Close()
 	blob := sha256.New()
-	whole := io.TeeReader(&interruptible{w.ctx, io.LimitReader(r, l.Size)}, blob)
+	whole := io.TeeReader(ctxio.Reader(w.ctx, io.LimitReader(r, l.Size)), blob)
 	magic := make([]byte, 4)
 	n, err := io.ReadFull(whole, magic)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
