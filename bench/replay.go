@@ -7,7 +7,6 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -46,8 +45,8 @@ func replayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(out, "image\tform\tlink\twithout, s\twith, s\tratio\tMB touched\tMB without\tx\tMB with\tx\trequests")
+			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, replayLine, "image", "form", "link", "without, s", "with, s", "ratio", "touched", "without", "x", "with", "x", "requests", "daemon")
 			for _, w := range ws {
 				for _, f := range fs {
 					img, err := s.image(cmd.Context(), w, f)
@@ -61,7 +60,7 @@ func replayCommand() *cobra.Command {
 					}
 				}
 			}
-			return out.Flush()
+			return nil
 		},
 	}
 	f := cmd.Flags()
@@ -73,11 +72,15 @@ func replayCommand() *cobra.Command {
 	return cmd
 }
 
+// replayLine is a line of the table; it is printed as soon as it is known. Sizes are in MB.
+const replayLine = "%-10s %-12s %-4s  %-18s %-18s %5s  %7s  %7s %5s  %7s %5s  %-10s %6s\n"
+
 // replayRun is one start.
 type replayRun struct {
 	seconds        float64
 	bytes, touched int64
 	requests       int64
+	rss            int64  // the daemon's, at most
 	profile        []byte // what it has learned
 }
 
@@ -105,10 +108,15 @@ func replays(ctx context.Context, out io.Writer, bin string, img *image, l link,
 	a, b := seconds(without), seconds(with)
 	fetchedA, fetchedB := middle(without, func(r replayRun) float64 { return float64(r.bytes) }), middle(with, func(r replayRun) float64 { return float64(r.bytes) })
 	touched := middle(without, func(r replayRun) float64 { return float64(r.touched) })
-	fmt.Fprintf(out, "%s\t%s\t%s\t%.2f (%.2f-%.2f)\t%.2f (%.2f-%.2f)\t%.2f\t%.1f\t%.1f\t%.2f\t%.1f\t%.2f\t%.0f / %.0f\n", img.name, img.form.key, l.name,
-		a.Median, a.Min, a.Max, b.Median, b.Min, b.Max, b.Median/a.Median, touched/1e6, fetchedA/1e6, fetchedA/touched, fetchedB/1e6, fetchedB/touched,
-		middle(without, func(r replayRun) float64 { return float64(r.requests) }), middle(with, func(r replayRun) float64 { return float64(r.requests) }))
-	return nil
+	span := func(s summary) string { return fmt.Sprintf("%.2f (%.2f-%.2f)", s.Median, s.Min, s.Max) }
+	megabytes := func(v float64) string { return fmt.Sprintf("%.1f", v/1e6) }
+	ratio := func(v float64) string { return fmt.Sprintf("%.2f", v) }
+	requests := func(r replayRun) float64 { return float64(r.requests) }
+	rss := middle(slices.Concat(with, without), func(r replayRun) float64 { return float64(r.rss) })
+	_, err = fmt.Fprintf(out, replayLine, img.name, img.form.key, l.key, span(a), span(b), ratio(b.Median/a.Median), megabytes(touched),
+		megabytes(fetchedA), ratio(fetchedA/touched), megabytes(fetchedB), ratio(fetchedB/touched),
+		fmt.Sprintf("%.0f, %.0f", middle(without, requests), middle(with, requests)), megabytes(rss))
+	return err
 }
 
 func seconds(rs []replayRun) summary {
@@ -164,6 +172,6 @@ func replay(ctx context.Context, bin string, img *image, l link, profile []byte)
 		return err
 	}
 	rec, err := task{image: img, link: l, system: sys, complete: profile == nil, bin: bin}.measure(ctx)
-	r.seconds, r.bytes, r.requests = rec.Ready, rec.Bytes, rec.Requests
+	r.seconds, r.bytes, r.requests, r.rss = rec.Ready, rec.Bytes, rec.Requests, rec.RSS["msb-fs"]
 	return r, err
 }
