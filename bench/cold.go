@@ -89,8 +89,12 @@ func (k task) wipe(t *trial) error {
 	if k.system.wipe != nil {
 		err = k.system.wipe(t)
 	}
+	err = errors.Join(err, endAll())
+	for _, fn := range t.after {
+		fn()
+	}
 	// A directory that something is still mounted in must not be removed.
-	if err := errors.Join(err, endAll(), unmountIn(t.dir)); err != nil {
+	if err := errors.Join(err, unmountIn(t.dir)); err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}
 	return os.RemoveAll(t.dir)

@@ -62,15 +62,23 @@ func sociSystem() system {
 			socket := filepath.Join(t.dir, "soci.sock")
 			host, _, _ := strings.Cut(t.ref, "/")
 			config := filepath.Join(t.dir, "soci.toml")
-			text := fmt.Sprintf("[pull_modes.soci_v1]\nenable = true\n[[resolver.host.%q.mirrors]]\nhost = %q\ninsecure = true\n", host, host)
+			// It asks the registry at a URL, and its containerd for what small layers are.
+			text := fmt.Sprintf("[pull_modes.soci_v1]\nenable = true\n[[resolver.host.%q.mirrors]]\nhost = %q\ninsecure = true\n[content_store]\ncontainerd_address = %q\n",
+				host, "http://"+host, containerdSocket(t.dir))
 			if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 				return err
 			}
-			cmd := exec.Command("soci-snapshotter-grpc", "--root", filepath.Join(t.dir, "soci"), "--address", socket, "--config", config, "--log-level", "error")
-			if _, err := startDaemon(ctx, cmd, socket); err != nil {
+			behind := filepath.Join(t.dir, "soci-daemon.sock")
+			cmd := exec.Command("soci-snapshotter-grpc", "--root", filepath.Join(t.dir, "soci"), "--address", behind, "--config", config, "--log-level", "error")
+			if _, err := startDaemon(ctx, cmd, behind); err != nil {
 				return err
 			}
-			_, err := startContainerd(ctx, t.dir, socket)
+			stop, err := addNamespace(socket, behind)
+			if err != nil {
+				return err
+			}
+			t.after = append(t.after, stop)
+			_, err = startContainerd(ctx, t.dir, socket)
 			return err
 		},
 		start: func(ctx context.Context, t *trial) error {

@@ -22,6 +22,8 @@ type trial struct {
 	bin   string // of this project's programs
 	trace string // directory for what eBPF sees of a host mount; "" is not to look
 
+	after []func() // called when everything else has ended
+
 	start time.Time
 	ready chan struct{} // closed at the program's line
 

@@ -54,6 +54,30 @@ func TestChoices(t *testing.T) {
 	}
 }
 
+// TestMissingSystems asks for systems of which one has its programs on the PATH.
+func TestMissingSystems(t *testing.T) {
+	dir := t.TempDir()
+	for _, program := range []string{"skopeo", "umoci", "containerd", "ctr", "runc", "nydusd"} {
+		if err := os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir)
+	var said strings.Builder
+	got, err := chooseSystems("stargz,soci,nydus,umoci", dir, &said)
+	if err != nil || len(got) != 1 || got[0].key != "umoci" {
+		t.Errorf("%d systems: %v", len(got), err)
+	}
+	for _, want := range []string{"no containerd-stargz-grpc", "no soci-snapshotter-grpc", "nydus-snapshotter is not measured: there is no containerd-nydus-grpc"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("%q is not in %q", want, said.String())
+		}
+	}
+	if _, err := chooseSystems("nydus", dir, &said); err == nil || !strings.Contains(err.Error(), "bench setup") {
+		t.Errorf("none is there: %v", err)
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func keys[T any](all []T, key func(T) string) []string {
