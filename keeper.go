@@ -81,7 +81,7 @@ func bootUnused(ctx, unused context.Context, client *api.Client, sh shape) (_ *m
 	}
 	booting, cancel := context.WithTimeout(m.ctx, keeperPatience)
 	defer cancel()
-	if err := m.vm.Prepare(booting); err != nil {
+	if err := m.vm.Booted(booting); err != nil {
 		return nil, err
 	}
 	return m, nil

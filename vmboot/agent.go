@@ -56,11 +56,11 @@ func (vm *VM) Agent(ctx context.Context, s Setup) (*Agent, error) {
 	return NewAgent(vm.OpenStream), nil
 }
 
-// Prepare waits until the guest's agent is up and has it do what does not depend on Setup, for a VM that is told later what it
-// is to be. It is called before Agent, or not at all. The error explains as Agent's does.
-func (vm *VM) Prepare(ctx context.Context) error {
+// Booted waits until the guest's agent is up, for a VM that is told later, by Agent, what it is to be. The error explains as
+// Agent's does.
+func (vm *VM) Booted(ctx context.Context) error {
 	done := make(chan error, 1)
-	go func() { done <- vm.prepare() }() // ends with the connection, which ends with the VM
+	go func() { done <- vm.hear() }() // ends with the connection, which ends with the VM
 	select {
 	case err := <-done:
 		if err != nil {
@@ -73,21 +73,6 @@ func (vm *VM) Prepare(ctx context.Context) error {
 		return fmt.Errorf("boot: the guest's agent has not come up after %s: %w%s",
 			time.Since(vm.started).Round(time.Millisecond), ctx.Err(), vm.Explain())
 	}
-}
-
-func (vm *VM) prepare() error {
-	if err := vm.hear(); err != nil {
-		return err
-	}
-	early := agentproto.Setup{Version: agentproto.Version, More: true}
-	if vm.config.Network != nil {
-		modules, err := vm.config.Kernel.networkModules()
-		if err != nil {
-			return err
-		}
-		early.Modules = modules
-	}
-	return agentproto.WriteFrame(vm.agentConn, early)
 }
 
 // hear reads the agent's hello, once.
@@ -187,11 +172,6 @@ func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
 func (vm *VM) setup(s Setup) (agentproto.Setup, error) {
 	out := agentproto.Setup{Version: agentproto.Version, Hostname: s.Hostname, Hosts: s.Hosts}
 	if vm.config.Network != nil && !s.Offline {
-		modules, err := vm.config.Kernel.networkModules()
-		if err != nil {
-			return out, err
-		}
-		out.Modules = modules
 		out.Network = &agentproto.Network{
 			Interface: "eth0", Address: usernet.Guest + "/24", Gateway: usernet.Gateway,
 			DNS: []string{usernet.Gateway}, MTU: usernet.MTU,

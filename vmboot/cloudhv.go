@@ -69,7 +69,7 @@ func cloudFS(id, socket, tag string, queues int) string {
 
 func (ch cloudHypervisor) launch(c *Config) (*launch, error) {
 	l := &launch{program: ch.program}
-	ramfs, err := initramfs()
+	ramfs, err := initramfs(c)
 	if err != nil {
 		return nil, err
 	}

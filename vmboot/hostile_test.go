@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -202,15 +201,3 @@ type readConn struct {
 }
 
 func (c readConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
-
-func TestSetupIsSmallEnough(t *testing.T) {
-	c := testConfig(t)
-	modules, err := c.Kernel.networkModules()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(agentproto.Setup{Modules: modules})
-	if err != nil || len(text) > agentproto.MaxRequest/2 {
-		t.Errorf("%d bytes, %v", len(text), err)
-	}
-}

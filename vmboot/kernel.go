@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/microsandbox/msb-fs/vmboot/agentproto"
 )
 
 // ErrNoKernel is wrapped by errors about a guest kernel that is not there.
@@ -149,16 +147,22 @@ func checkConfig(config []byte) error {
 // moduleDir is where an installed kernel's modules lie.
 const moduleDir = "modules"
 
+// module is a kernel module, compressed if its name does not end in .ko.
+type module struct {
+	name string
+	data []byte
+}
+
 // networkModules reads what the guest needs for its network, in the order of loading. A kernel given by path has
 // none of them, and must have the driver built in.
-func (k *Kernel) networkModules() ([]agentproto.Module, error) {
-	var modules []agentproto.Module
+func (k *Kernel) networkModules() ([]module, error) {
+	var modules []module
 	for _, path := range k.Modules {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("read a guest kernel module: %w: run `msb-launch setup` again", err)
 		}
-		modules = append(modules, agentproto.Module{Name: filepath.Base(path), Data: data})
+		modules = append(modules, module{filepath.Base(path), data})
 	}
 	return modules, nil
 }

@@ -100,7 +100,7 @@ func (q qemu) launchBare(c *Config, args []string) (_ *launch, err error) {
 	}
 	l.add(theirs)
 	l.agent = agent
-	ramfs, err := initramfs()
+	ramfs, err := initramfs(c)
 	if err != nil {
 		return nil, err
 	}

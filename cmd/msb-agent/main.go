@@ -46,7 +46,7 @@ func run() error {
 	}
 	// The root filesystem may be long in coming: its image may still be on its way. The host hears of us before.
 	root := make(chan error, 1)
-	go func() { root <- mountRoot() }()
+	go func() { root <- errors.Join(mountRoot(), loadModules()) }()
 	port, err := openPort(10 * time.Second)
 	if err != nil {
 		return err

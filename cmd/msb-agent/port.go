@@ -73,20 +73,13 @@ func greet(port *os.File) (agentproto.Setup, error) {
 	err := agentproto.WriteFrame(port, agentproto.Hello{
 		Magic: agentproto.Magic, Version: agentproto.Version, Kernel: kernelRelease(), UptimeMS: uptimeMS(),
 	})
-	for {
-		if err != nil {
-			return setup, err
-		}
-		setup = agentproto.Setup{}
+	if err == nil {
 		err = agentproto.ReadFrame(port, agentproto.MaxRequest, &setup)
-		if err == nil && setup.Version != agentproto.Version {
-			err = fmt.Errorf("the host speaks version %d, this agent version %d", setup.Version, agentproto.Version)
-		}
-		if err != nil || !setup.More {
-			return setup, err
-		}
-		err = loadModules(setup.Modules)
 	}
+	if err == nil && setup.Version != agentproto.Version {
+		err = fmt.Errorf("the host speaks version %d, this agent version %d", setup.Version, agentproto.Version)
+	}
+	return setup, err
 }
 
 func kernelRelease() string {

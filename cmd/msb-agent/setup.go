@@ -27,9 +27,6 @@ func applySetup(s agentproto.Setup) error {
 		}
 	}
 	raiseLimits()
-	if err := loadModules(s.Modules); err != nil {
-		return err
-	}
 	if err := configureNetwork(s.Network); err != nil {
 		return err
 	}
@@ -56,31 +53,36 @@ func raiseLimits() {
 	}
 }
 
-func loadModules(modules []agentproto.Module) error {
-	for _, m := range modules {
-		if err := loadModule(m); err != nil {
-			return fmt.Errorf("load kernel module %s: %w", m.Name, err)
-		}
+// loadModules loads what the initramfs has for this machine's devices, and gives back its memory.
+func loadModules() error {
+	const dir = "/" + agentproto.Modules
+	entries, err := os.ReadDir(dir) // sorted
+	if os.IsNotExist(err) {
+		return nil
 	}
-	return nil
-}
-
-// loadModule hands the kernel the module, which the kernel can unpack itself.
-func loadModule(m agentproto.Module) error {
-	fd, err := unix.MemfdCreate(m.Name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), m.Name)
-	defer f.Close()
-	if _, err := f.Write(m.Data); err != nil {
+	for _, e := range entries {
+		if err := loadModule(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("load kernel module %s: %w", e.Name(), err)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// loadModule hands the kernel the module, which the kernel can unpack itself.
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
 		return err
 	}
+	defer f.Close()
 	flags := 0
-	if !strings.HasSuffix(m.Name, ".ko") {
+	if !strings.HasSuffix(path, ".ko") {
 		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
-	if err := unix.FinitModule(fd, "", flags); err != nil && err != unix.EEXIST {
+	if err := unix.FinitModule(int(f.Fd()), "", flags); err != nil && err != unix.EEXIST {
 		return err
 	}
 	return nil

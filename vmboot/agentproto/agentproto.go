@@ -24,6 +24,9 @@ const (
 	Version = 1
 	// Port is the virtio-serial port's name in /sys/class/virtio-ports/*/name.
 	Port = "msb.agent"
+	// Modules is the directory of the initramfs with kernel modules, compressed where the name does not end in .ko, to be loaded in
+	// the order of their names.
+	Modules = "modules"
 	// PortParameter on the kernel's command line names the device to use instead, of a VMM that has no such ports.
 	PortParameter = "msb.port"
 	// RootTag is the virtiofs tag of the root filesystem.

@@ -13,17 +13,9 @@ type Setup struct {
 	Version  int      `json:"version"`
 	Time     int64    `json:"time"` // nanoseconds since 1970, UTC; 0 leaves the clock alone
 	Hostname string   `json:"hostname,omitempty"`
-	Hosts    []string `json:"hosts,omitempty"`   // further lines of /etc/hosts
-	Modules  []Module `json:"modules,omitempty"` // loaded in this order
+	Hosts    []string `json:"hosts,omitempty"` // further lines of /etc/hosts
 	Network  *Network `json:"network,omitempty"`
 	Mounts   []Mount  `json:"mounts,omitempty"`
-	More     bool     `json:"more,omitempty"` // only Modules counts, and another Setup follows, perhaps much later
-}
-
-// Module is a kernel module, compressed if Name does not end in .ko.
-type Module struct {
-	Name string `json:"name"`
-	Data []byte `json:"data"`
 }
 
 // Network is the guest's only interface beside lo.
