@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/microsandbox/msb-fs/layer"
 )
@@ -69,10 +70,14 @@ func (t *Tree) growLookup(ctx context.Context, parent ID, s string) (id ID, a At
 func (t *Tree) Attr(ctx context.Context, id ID) (a Attr, err error) {
 	f := t.flat.Load()
 	if f == nil {
-		err = t.wait(ctx, false, func(g *grow) error {
-			a, err = g.attr(id)
-			return err
-		})
+		if id == Root {
+			a, err = t.rootAttr(ctx)
+		} else {
+			err = t.wait(ctx, false, func(g *grow) error {
+				a, err = g.attr(id)
+				return err
+			})
+		}
 		if !errors.Is(err, errSealed) {
 			return a, err
 		}
@@ -85,6 +90,26 @@ func (t *Tree) Attr(ctx context.Context, id ID) (a Attr, err error) {
 	a = n.attr()
 	runtime.KeepAlive(f)
 	return a, nil
+}
+
+// rootPatience is how long who asks for the root's attributes waits for layers that have not begun: it is asked for on every
+// path, and what matters of it is seldom more than that it is a directory.
+const rootPatience = 300 * time.Millisecond
+
+// rootAttr is Attr of the root of a growing tree.
+func (t *Tree) rootAttr(ctx context.Context) (a Attr, err error) {
+	rctx, stop := context.WithTimeout(ctx, rootPatience)
+	defer stop()
+	err = t.wait(rctx, false, func(g *grow) error {
+		if a, err = g.attr(Root); err == nil && !g.rootShown() && t.trouble() == nil {
+			return errUncertain
+		}
+		return err
+	})
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = nil
+	}
+	return a, err
 }
 
 // ReadDir calls fn for the children of directory id, sorted by name, from the from'th on, until fn returns false. "." and

@@ -117,6 +117,32 @@ func TestStreamImplicit(t *testing.T) {
 	})
 }
 
+// What the root is waits for what layers begin with, and not for long.
+func TestStreamRoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bottom := streamLayer(dir("").mode(0o700), file("a", "1"))
+		tree := newTree(t, Options{}, bottom, streamLayer(file("b", "1")))
+		top := tree.layers[1].(*fakeLayer)
+		root := asks(tree, "/")
+		waiting(t, "no layer has begun", root)
+		top.show(1)
+		waiting(t, "the lower layer has not begun", root)
+		bottom.show(1)
+		answered(t, "it has", root, nil)
+		if _, a, err := tree.Walk(context.Background(), "/", false); err != nil || a.Mode != syscall.S_IFDIR|0o700 {
+			t.Errorf("the root is %+v, %v", a, err)
+		}
+		tree.Close()
+
+		tree = newTree(t, Options{}, streamLayer(dir("").mode(0o700)))
+		root = asks(tree, "/")
+		waiting(t, "no layer has begun", root)
+		time.Sleep(rootPatience)
+		answered(t, "no layer begins", root, nil)
+		tree.Close()
+	})
+}
+
 func TestStreamHardLinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bottom := streamLayer(dir("d"), file("d/a", "1"), file("b", "1"))

@@ -124,7 +124,21 @@ func (g *grow) lookFile(l int, m *mark) (seen, error) {
 	return seen{id: makeID(r.layer, r.entry), attrs: r}, nil
 }
 
-// lookRoot says what the root directory is; it is never uncertain.
+// rootShown reports whether lookRoot has the last word: a layer's own entry for the root comes first in its tar, so that one
+// which has begun with something else has none. Should it come later, the kernel learns of it soon: the answer is provisional.
+func (g *grow) rootShown() bool {
+	for l := g.top() - 1; l >= 0; l-- {
+		if m := g.root.mark(l); m != nil && m.what&isDir != 0 {
+			return true
+		}
+		if len(g.layers[l].entries) == 0 && !g.layers[l].ended {
+			return false
+		}
+	}
+	return true
+}
+
+// lookRoot says what the root directory is, as far as that is known.
 func (g *grow) lookRoot() seen {
 	s := seen{id: Root, dir: true, attrs: ref{layer: -1}}
 	for l := g.top() - 1; l >= 0; l-- {

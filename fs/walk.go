@@ -15,12 +15,15 @@ func (t *Tree) Walk(ctx context.Context, path string, follow bool) (ID, Attr, er
 	if len(path) > maxPath {
 		return 0, Attr{}, syscall.ENAMETOOLONG
 	}
-	at := Root
-	a, err := t.Attr(ctx, at)
+	at, a := Root, Attr{Mode: syscall.S_IFDIR}
+	var err error
 	for links := 0; err == nil; {
 		path = strings.TrimLeft(path, "/")
 		if path == "" {
-			return at, a, nil
+			if at == Root {
+				a, err = t.Attr(ctx, at)
+			}
+			return at, a, err
 		}
 		part, rest, more := strings.Cut(path, "/")
 		path = rest
