@@ -4,9 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -91,18 +93,22 @@ func TestHostileStreams(t *testing.T) {
 	for name, headers := range map[string][]tar.Header{
 		"parent":           {file("../escaped")},
 		"parent inside":    {file("a/../../escaped")},
-		"absolute":         {file("/escaped")},
 		"link out":         {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, file("l/escaped")},
 		"absolute link":    {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/tmp"}, file("l/msb-escaped")},
 		"link as dir":      {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "l", Typeflag: tar.TypeDir, Mode: 0o755}, file("l/escaped")},
 		"device":           {{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
-		"fifo":             {{Name: "f", Typeflag: tar.TypeFifo}},
-		"hard link":        {{Name: "h", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}},
+		"pipe out":         {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "l/escaped", Typeflag: tar.TypeFifo}},
+		"hard link":        {{Name: "h", Typeflag: tar.TypeLink, Linkname: "../secret"}},
+		"hard link by one": {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/secret"}},
+		"absolute name":    {{Name: "h", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}},
 		"file over a tree": {{Name: "d", Typeflag: tar.TypeDir, Mode: 0o755}, file("d/x"), file("d")},
 	} {
 		dir := t.TempDir()
 		dest := filepath.Join(dir, "dest")
 		if err := os.Mkdir(dest, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "secret"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
@@ -134,5 +140,81 @@ func TestHostileStreams(t *testing.T) {
 	}
 	if st, err := os.Stat(filepath.Join(dest, "su")); err != nil || st.Mode() != 0o755 {
 		t.Errorf("%v, %v", st, err)
+	}
+}
+
+// What other programs than Pack put into streams: absolute names, directories that are not named, comments, devices.
+func TestOtherStreams(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeXGlobalHeader, Name: "pax_global_header", PAXRecords: map[string]string{"comment": "of git"}},
+		{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeReg, Name: "/abs", Size: 1},
+		{Typeflag: tar.TypeReg, Name: "./deep/er/file", Size: 1, Mode: 0o640},
+		{Typeflag: tar.TypeLink, Name: "deep/link", Linkname: "./deep/er/file"},
+		{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o620},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte("x")[:h.Size])
+	}
+	w.Close()
+	dest := t.TempDir()
+	if err := Unpack(&b, dest); err == nil || !strings.Contains(err.Error(), `"null" is a device`) {
+		t.Errorf("%v, want to hear of the device", err)
+	}
+	for name, want := range map[string]string{"abs": "----------", "deep/er/file": "-rw-r-----", "deep/link": "-rw-r-----", "pipe": "prw--w----"} {
+		if st, err := os.Lstat(filepath.Join(dest, name)); err != nil || st.Mode().String() != want {
+			t.Errorf("%s: %v, %v, want %s", name, st, err, want)
+		}
+	}
+}
+
+// A tree with everything that a copy keeps comes out as it went in.
+func TestTreeOfEverything(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	noError(t, os.MkdirAll(filepath.Join(src, "d"), 0o755))
+	noError(t, os.WriteFile(filepath.Join(src, "one"), []byte("x"), 0o600))
+	noError(t, os.Link(filepath.Join(src, "one"), filepath.Join(src, "d", "two")))
+	noError(t, os.WriteFile(filepath.Join(src, "d", "\xff name\n"), nil, 0o600))
+	noError(t, syscall.Mkfifo(filepath.Join(src, "pipe"), 0o600))
+	ln, err := net.Listen("unix", filepath.Join(src, "socket"))
+	noError(t, err)
+	defer ln.Close()
+	for _, to := range []string{"there", "new"} { // into a directory, and in its place
+		dest := t.TempDir()
+		noError(t, os.Mkdir(filepath.Join(dest, "there"), 0o755))
+		var b bytes.Buffer
+		noError(t, Pack(&b, src))
+		noError(t, Unpack(&b, filepath.Join(dest, to)))
+		at := filepath.Join(dest, to)
+		if to == "there" {
+			at = filepath.Join(at, "src")
+		}
+		one, err := os.Stat(filepath.Join(at, "one"))
+		noError(t, err)
+		two, err := os.Stat(filepath.Join(at, "d", "two"))
+		noError(t, err)
+		if !os.SameFile(one, two) {
+			t.Error("two names of a file became two files")
+		}
+		if st, err := os.Lstat(filepath.Join(at, "pipe")); err != nil || st.Mode().Type() != fs.ModeNamedPipe {
+			t.Errorf("pipe: %v, %v", st, err)
+		}
+		if _, err := os.Lstat(filepath.Join(at, "d", "\xff name\n")); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(filepath.Join(at, "socket")); err == nil {
+			t.Error("a socket was copied")
+		}
+	}
+}
+
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
