@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/microsandbox/msb-fs/internal/priority"
+
 	"github.com/google/go-containerregistry/pkg/name"
 )
 
@@ -28,6 +30,10 @@ type Options struct {
 	ConnsPerHost int
 	// BufferBytes bounds what all streams together read ahead of their readers; 0 means 32 MiB.
 	BufferBytes int64
+
+	// Granted is told of each range that may be asked for now: of which blob, from where, how many bytes and for how long it has waited for
+	// its turn. It must not block; nil is nobody.
+	Granted func(digest string, off, n int64, class priority.Class, waited time.Duration)
 
 	// Credentials are asked, in order, before Docker's and podman's files. Login and Keyring make some.
 	Credentials Credentials

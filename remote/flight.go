@@ -259,6 +259,7 @@ func (f *flight) turn() (wait time.Duration, err error) {
 	b := f.blob
 	sched := b.scheduler()
 	b.mu.Lock()
+	came := b.client.now()
 	t := sched.enter(f.class, f.n-f.got)
 	f.ticket = t
 	b.mu.Unlock()
@@ -278,7 +279,11 @@ func (f *flight) turn() (wait time.Duration, err error) {
 	if f.buf == nil {
 		f.buf = b.client.buffer(f.n)
 	}
+	off, n, class := f.off+f.got, f.n-f.got, f.class
 	b.mu.Unlock()
+	if granted := b.client.options.Granted; granted != nil {
+		granted(b.digest, off, n, class, b.client.now().Sub(came))
+	}
 
 	asked := false
 	for _, s := range b.up.order() {

@@ -41,7 +41,9 @@ func recorded() *Recording {
 			{Kind: "chunk", Start: 12e6, Asked: 12e6, FillStart: 12e6, FillEnd: 99e6, End: 99e6, File: 6, Offset: 0, Size: 4096, Layer: "l", Chunk: "cc"},
 			{Kind: "blob", Start: 15e6, End: 50e6, Layer: "l"},
 			{Kind: "blob", Start: 40e6, End: 55e6, Layer: "l"},
-			{Kind: "blob", Start: 63e6, End: 85e6, Layer: "l"},
+			{Kind: "blob", Start: 63e6, End: 85e6, Layer: "l", Offset: 1000, Size: 500},
+			{Kind: "queue", Start: 62e6, End: 70e6, Layer: "l", Offset: 900, Size: 1000},
+			{Kind: "queue", Start: 72e6, End: 80e6, Layer: "l", Offset: 1500, Size: 100}, // of others' bytes
 			{Kind: "blob", Start: 0, End: 99e6, Layer: "another"},
 		},
 	}
@@ -52,8 +54,8 @@ func TestPhases(t *testing.T) {
 	if len(r.Processes) != 2 || r.Processes[0].PID != 10 || r.Processes[1].PID != 11 {
 		t.Fatalf("processes: %+v", r.Processes)
 	}
-	// 10..13 and 13..15 and 62..63 queue, 15..55 and 63..85 wire, 55..60 and 85..90 inflate, 60..62 and 90..91 verify, 91..100.1 reply.
-	want := map[Phase]float64{Queue: 6, Wire: 62, Inflate: 10, Verify: 3, Reply: 9.1}
+	// 10..13 and 13..15 and 62..70 queue, 15..55 and 70..85 wire, 55..60 and 85..90 inflate, 60..62 and 90..91 verify, 91..100.1 reply.
+	want := map[Phase]float64{Queue: 13, Wire: 55, Inflate: 10, Verify: 3, Reply: 9.1}
 	read := r.Processes[0].Waits[1]
 	var sum time.Duration
 	for phase, d := range read.Phases {

@@ -45,7 +45,7 @@ func WriteChrome(w io.Writer, r *Report) error {
 		}
 	}
 	// Requests overlap, and so do chunks: each goes into the first lane that is free.
-	var requests, chunks, blobs lanes
+	var requests, chunks, blobs, queued lanes
 	for _, q := range r.Requests {
 		out = append(out, chromeEvent{Name: q.Op, Cat: "fuse", Ph: "X", TS: us(q.Start), Dur: float64(q.End-q.Start) / 1000, PID: kernelPID, TID: requests.take(q.Start, q.End),
 			Args: map[string]any{"path": q.Path, "offset": q.Offset, "size": q.Size, "pid": q.PID, "comm": q.Comm, "error": q.Error}})
@@ -55,9 +55,12 @@ func WriteChrome(w io.Writer, r *Report) error {
 	for _, s := range spans {
 		e := chromeEvent{Name: "chunk " + s.Path, Cat: s.Class, Ph: "X", TS: us(s.Start), Dur: float64(s.End-s.Start) / 1000, PID: daemonPID,
 			Args: map[string]any{"offset": s.Offset, "size": s.Size, "chunk": s.Chunk, "layer": s.Layer, "fetched": s.FillEnd > 0}}
-		if s.Kind == "blob" {
-			e.Name, e.TID = "wire", 1<<16+blobs.take(s.Start, s.End)
-		} else {
+		switch s.Kind {
+		case "blob":
+			e.Name, e.TID = "blob", 1<<16+blobs.take(s.Start, s.End)
+		case "queue":
+			e.Name, e.TID = "queue", 1<<17+queued.take(s.Start, s.End)
+		default:
 			e.TID = chunks.take(s.Start, s.End)
 		}
 		out = append(out, e)

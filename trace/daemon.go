@@ -11,7 +11,8 @@ import (
 	"net/http"
 )
 
-// Span is something that the daemon did for a reader: it read a chunk ("chunk"), or bytes of a layer's blob ("blob"). Times are
+// Span is something that the daemon did for a reader: it read a chunk ("chunk"), or bytes of a layer's blob ("blob"), for which a range of
+// it may have had to wait for its turn ("queue"). Times are
 // CLOCK_MONOTONIC, ns, as those of Events; those of a part that there was not are 0.
 type Span struct {
 	Kind      string `json:"kind"`

@@ -12,7 +12,7 @@ type Phase string
 // wait for another's turn.
 const (
 	Queue   Phase = "queue"
-	Wire    Phase = "wire"    // the registry is read
+	Wire    Phase = "wire"    // the registry has been asked
 	Inflate Phase = "inflate" // and what came is decompressed
 	Verify  Phase = "verify"  // and held against its digest, stored, and copied
 	Reply   Phase = "reply"   // the daemon has the bytes, and the kernel not yet
@@ -37,13 +37,14 @@ type piece struct {
 
 // daemonSide answers what the daemon did for a request.
 type daemonSide struct {
-	chunks map[uint64][]Span     // by file, by start
-	fills  map[string][]Span     // that filled, by chunk
-	blobs  map[string][]interval // when each layer's blob was being read: disjoint, in order
+	chunks map[uint64][]Span  // by file, by start
+	fills  map[string][]Span  // that filled, by chunk
+	blobs  map[string][]piece // when each layer's blob was being read: disjoint, in order; Wire, or Queue while its turn had not come
 }
 
 func newDaemonSide(spans []Span) *daemonSide {
-	d := &daemonSide{chunks: map[uint64][]Span{}, fills: map[string][]Span{}, blobs: map[string][]interval{}}
+	d := &daemonSide{chunks: map[uint64][]Span{}, fills: map[string][]Span{}, blobs: map[string][]piece{}}
+	reads, queued := map[string][]Span{}, map[string][]Span{}
 	for _, s := range spans {
 		switch s.Kind {
 		case "chunk":
@@ -52,16 +53,59 @@ func newDaemonSide(spans []Span) *daemonSide {
 				d.fills[s.Chunk] = append(d.fills[s.Chunk], s)
 			}
 		case "blob":
-			d.blobs[s.Layer] = append(d.blobs[s.Layer], interval{s.Start, s.End})
+			reads[s.Layer] = append(reads[s.Layer], s)
+		case "queue":
+			queued[s.Layer] = append(queued[s.Layer], s)
 		}
 	}
 	for _, c := range d.chunks {
 		slices.SortFunc(c, func(a, b Span) int { return cmp.Compare(a.Start, b.Start) })
 	}
-	for layer, reads := range d.blobs {
-		d.blobs[layer] = union(reads)
+	for layer, rs := range reads {
+		d.blobs[layer] = wirePieces(rs, queued[layer])
 	}
 	return d
+}
+
+// wirePieces are the times in which a blob was read: Queue where all who read waited for the turn of a range of theirs.
+func wirePieces(reads, queued []Span) []piece {
+	slices.SortFunc(queued, func(a, b Span) int { return cmp.Compare(a.Start, b.Start) })
+	var all, wire []interval
+	for _, r := range reads {
+		at := r.Start
+		for _, q := range queued {
+			if q.Start >= r.End {
+				break
+			}
+			if q.End <= at || q.Offset >= r.Offset+r.Size || r.Offset >= q.Offset+q.Size {
+				continue
+			}
+			if q.Start > at {
+				wire = append(wire, interval{at, q.Start})
+			}
+			at = min(q.End, r.End)
+		}
+		if at < r.End {
+			wire = append(wire, interval{at, r.End})
+		}
+		all = append(all, interval{r.Start, r.End})
+	}
+	all, wire = union(all), union(wire)
+	var out []piece
+	for _, a := range all {
+		at := a.from
+		for ; len(wire) > 0 && wire[0].from < a.to; wire = wire[1:] {
+			if wire[0].from > at {
+				out = append(out, piece{interval{at, wire[0].from}, Queue})
+			}
+			out = append(out, piece{wire[0], Wire})
+			at = wire[0].to
+		}
+		if at < a.to {
+			out = append(out, piece{interval{at, a.to}, Queue})
+		}
+	}
+	return out
 }
 
 // union makes intervals disjoint and ordered.
@@ -116,7 +160,7 @@ func (d *daemonSide) pieces(r *Request) []piece {
 			for _, read := range d.blobs[c.Layer] {
 				if read.to > fill.from && read.from < fill.to {
 					until(read.from, Inflate)
-					until(min(read.to, fill.to), Wire)
+					until(min(read.to, fill.to), read.phase)
 				}
 			}
 			until(fill.to, Inflate)

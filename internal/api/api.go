@@ -302,6 +302,7 @@ type Span struct {
 const (
 	SpanChunk = "chunk" // a chunk was read, from the cache or else from its layer
 	SpanBlob  = "blob"  // bytes of a layer's blob were read
+	SpanQueue = "queue" // a range of a blob waited for its turn to be asked for
 )
 
 // PathsRequest asks for the paths of nodes of a mount.

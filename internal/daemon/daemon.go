@@ -114,9 +114,10 @@ func open(ctx context.Context, stop context.CancelFunc, home api.Home, o Options
 	}
 	d.closers = append(d.closers, d.cache.Close)
 
-	registries := &registries{path: home.Config(), logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
+	spans := &spans{}
+	registries := &registries{path: home.Config(), spans: spans, logins: &remote.Logins{Keyring: remote.DefaultKeyring, File: home.Logins()}}
 	d.closers = append(d.closers, registries.close)
-	d.images = &images{home: home, spans: &spans{}, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log, partials: partials{dir: home.Cache("partial")},
+	d.images = &images{home: home, spans: spans, pins: pins{store}, registries: registries, cache: d.cache, log: o.Log, partials: partials{dir: home.Cache("partial")},
 		open: map[string]*openImage{}, layers: map[string]*openLayer{}}
 	d.completer = &completer{images: d.images, tasks: d.tasks, log: o.Log}
 	d.mounts = &mounts{images: d.images, record: filepath.Join(d.dir, "mounts.json"), byDir: map[string]*mount{},

@@ -17,6 +17,7 @@ import (
 type registries struct {
 	path   string // of config.json
 	logins *remote.Logins
+	spans  *spans
 
 	mu      sync.Mutex
 	current *remote.Client
@@ -53,7 +54,7 @@ func (r *registries) load() (*remote.Client, *remote.Config, error) {
 		r.past = r.past.Add(r.current.Stats())
 		r.current.CloseIdle() // what is open goes on with it
 	}
-	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins})
+	r.current = remote.NewClient(remote.Options{Config: config, Credentials: r.logins, Granted: r.spans.granted})
 	r.parsed, r.made = config, now
 	return r.current, config, nil
 }

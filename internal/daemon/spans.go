@@ -241,6 +241,15 @@ func (c *spanCache) ReadAt(ctx context.Context, k [32]byte, size int64, p []byte
 	return n, err
 }
 
+// granted records how long a range has waited for its turn.
+func (s *spans) granted(digest string, off, n int64, class priority.Class, waited time.Duration) {
+	if !s.on.Load() {
+		return
+	}
+	now := monotonic()
+	s.add(api.Span{Kind: api.SpanQueue, Start: now - int64(waited), End: now, Layer: digest, Offset: off, Size: n, Class: class.String()})
+}
+
 // spanBlob records the reads of a blob.
 type spanBlob struct {
 	layer.Blob

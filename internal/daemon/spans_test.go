@@ -29,7 +29,7 @@ func TestSpans(t *testing.T) {
 	if err := h.client.Call(t.Context(), "DELETE", "/v1/trace", nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	var chunks, blobs int
+	var chunks, blobs, queued int
 	for dec := json.NewDecoder(body); ; {
 		var s api.Span
 		if err := dec.Decode(&s); errors.Is(err, io.EOF) {
@@ -43,6 +43,11 @@ func TestSpans(t *testing.T) {
 		switch {
 		case s.Kind == api.SpanBlob:
 			blobs++
+		case s.Kind == api.SpanQueue:
+			queued++
+			if s.Layer == "" || s.Size == 0 {
+				t.Errorf("range %+v", s)
+			}
 		case s.File != 0: // else it was read ahead
 			chunks++
 			if s.Path == "" || s.Layer == "" || s.Chunk == "" || s.Asked < s.Start {
@@ -50,8 +55,8 @@ func TestSpans(t *testing.T) {
 			}
 		}
 	}
-	if chunks == 0 || blobs == 0 {
-		t.Errorf("%d chunks, %d reads of blobs", chunks, blobs)
+	if chunks == 0 || blobs == 0 || queued == 0 {
+		t.Errorf("%d chunks, %d reads of blobs, %d ranges", chunks, blobs, queued)
 	}
 	// A tracer that goes away without a word ends its trace too.
 	ctx, cancel := context.WithCancel(t.Context())
