@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +17,7 @@ import (
 
 // writeBundle makes dir an OCI bundle that runs the image's command in root, on the host's network: what containerd gives a container.
 // See https://github.com/opencontainers/runtime-spec/blob/main/config.md.
+// Where the image's user is one by name, the image is there already.
 func writeBundle(dir, root string, img *image) error {
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
@@ -30,16 +33,16 @@ func writeBundle(dir, root string, img *image) error {
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
 		"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 	}
-	cwd := img.config.WorkingDir
-	if cwd == "" {
-		cwd = "/"
+	uid, gid, err := img.user(root)
+	if err != nil {
+		return err
 	}
 	raw, err := json.MarshalIndent(object{
 		"ociVersion": "1.0.2",
 		"root":       object{"path": root, "readonly": false},
 		"hostname":   "bench",
 		"process": object{
-			"user": object{"uid": 0, "gid": 0}, "args": img.argv(), "env": img.config.Env, "cwd": cwd,
+			"user": object{"uid": uid, "gid": gid}, "args": img.argv(), "env": img.env(), "cwd": img.cwd(),
 			"capabilities": object{"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
 		},
 		"mounts": []object{
@@ -57,15 +60,21 @@ func writeBundle(dir, root string, img *image) error {
 	return os.WriteFile(filepath.Join(dir, "config.json"), raw, 0o644)
 }
 
-// inRoot is the image's command in the directory root, with /proc and /dev in a mount namespace of its own.
-func inRoot(root string, img *image) *exec.Cmd {
+// inRoot runs the image's command in the directory root, with /proc and /dev in a mount namespace of its own.
+func (t *trial) inRoot(ctx context.Context, root string) error {
+	uid, gid, err := t.img.user(root)
+	if err != nil {
+		return err
+	}
 	// Not by SysProcAttr.Chroot: Go stands still until its child has loaded the program, and the registry that the program
 	// comes from may be in this process.
-	const script = `root=$1; shift
-mkdir -p "$root/proc" "$root/dev" && mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev" && exec chroot "$root" "$@"`
-	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-ec", script, "sh", root}, img.argv()...)...)
-	cmd.Env = img.config.Env
-	return cmd
+	const script = `root=$1; wd=$2; uid=$3; gid=$4; shift 4
+mkdir -p "$root/proc" "$root/dev" "$root/$wd" && mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev"
+exec unshare --root "$root" --wd "$wd" --setgid "$gid" --setuid "$uid" "$@"`
+	args := []string{"--mount", "sh", "-ec", script, "sh", root, t.img.cwd(), strconv.FormatUint(uid, 10), strconv.FormatUint(gid, 10)}
+	cmd := exec.Command("unshare", append(args, t.img.argv()...)...)
+	cmd.Env = t.img.env()
+	return t.program(ctx, cmd)
 }
 
 // mount is a line of /proc/self/mounts.

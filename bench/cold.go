@@ -34,20 +34,15 @@ func (k task) measure(ctx context.Context) (r Record, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, srv.Close()) }()
-	// Short: it is the beginning of sockets' paths.
-	dir, err := os.MkdirTemp("", "mb-")
+	t, err := k.newTrial(ref)
 	if err != nil {
 		return r, err
 	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		return r, err
-	}
+	defer func() { err = errors.Join(err, k.wipe(t)) }()
 	r = Record{
 		Time: time.Now().UTC(), System: k.system.key, SystemVersion: k.system.version(k.bin),
 		Image: k.image.name, Form: k.image.form.key, Link: k.link.key, ImageBytes: k.image.size, Load: load(),
 	}
-	t := &trial{dir: dir, ref: ref, img: k.image, bin: k.bin, trace: k.trace, ready: make(chan struct{}), marks: map[string]float64{}}
-	defer func() { err = errors.Join(err, k.wipe(t)) }()
 	if k.system.prepare != nil {
 		if err := k.system.prepare(ctx, t); err != nil {
 			return r, fmt.Errorf("prepare: %w", err)
@@ -81,6 +76,19 @@ func (k task) measure(ctx context.Context) (r Record, err error) {
 	r.CPUAll = m.cpu().Seconds()
 	r.RSS, r.RSSTotal = m.stop()
 	return r, err
+}
+
+// newTrial makes an empty directory for a start.
+func (k task) newTrial(ref string) (*trial, error) {
+	// Short: it is the beginning of sockets' paths.
+	dir, err := os.MkdirTemp("", "mb-")
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
+	return &trial{dir: dir, ref: ref, img: k.image, bin: k.bin, trace: k.trace, ready: make(chan struct{}), marks: map[string]float64{}, atReady: func() {}}, nil
 }
 
 // wipe ends and removes everything a trial has left.

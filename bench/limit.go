@@ -86,7 +86,7 @@ func measureFacts(ctx context.Context, img *image) (f Facts, err error) {
 func nativeRun(ctx context.Context, t *trial, root string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	return t.program(ctx, inRoot(root, t.img))
+	return t.inRoot(ctx, root)
 }
 
 // mountExt4 makes a file system of a directory and mounts it, without read-ahead, so that only pages that are asked for come.

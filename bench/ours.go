@@ -19,14 +19,14 @@ func lazyForms() []string { return []string{"estargz", "zstd-chunked", "gzip+ind
 func mountSystem() system {
 	return system{
 		key: "mount", name: "msb-fs mount + runc", needs: []string{"msb-fs", "runc"}, version: ourVersion, forms: allForms(), reads: lazyForms(),
-		prepare: prepareOurs, start: startMount, complete: completeOurs, lazy: lazyOurs, wipe: wipeOurs,
+		prepare: prepareOurs, start: startMount, complete: completeOurs, lazy: lazyOurs, again: true, wipe: wipeOurs,
 	}
 }
 
 func vmSystem() system {
 	return system{
 		key: "vm", name: "msb-launch (microVM)", needs: []string{"msb-fs", "msb-launch", "qemu-system-x86_64"}, version: ourVersion, forms: allForms(), reads: lazyForms(),
-		prepare: prepareOurs, start: startVM, complete: completeOurs, lazy: lazyOurs, wipe: wipeOurs,
+		prepare: prepareOurs, start: startVM, complete: completeOurs, lazy: lazyOurs, again: true, wipe: wipeOurs,
 	}
 }
 
@@ -55,17 +55,28 @@ func prepareOurs(ctx context.Context, t *trial) error {
 	if err := do(msb(ctx, t, "msb-fs", "stats"), nil); err != nil {
 		return err
 	}
-	return writeBundle(filepath.Join(t.dir, "bundle"), filepath.Join(t.dir, "root"), t.img)
+	if t.img.named() {
+		return os.Mkdir(t.own("root"), 0o755)
+	}
+	return writeBundle(t.own("bundle"), t.own("root"), t.img)
 }
 
 func startMount(ctx context.Context, t *trial) error {
+	if err := os.MkdirAll(t.own("root"), 0o755); err != nil {
+		return err
+	}
 	var said bytes.Buffer
-	mount := msb(ctx, t, "msb-fs", "mount", "--timing", "--insecure", "--upper", filepath.Join(t.dir, "upper"), t.ref, filepath.Join(t.dir, "root"))
+	mount := msb(ctx, t, "msb-fs", "mount", "--timing", "--insecure", "--upper", t.own("upper"), t.ref, t.own("root"))
 	mount.Stderr = &said
 	if err := mount.Run(); err != nil {
 		return fmt.Errorf("msb-fs mount: %w: %s", err, strings.TrimSpace(said.String()))
 	}
 	t.mark(markMounted)
+	if t.n > 0 || t.img.named() {
+		if err := writeBundle(t.own("bundle"), t.own("root"), t.img); err != nil {
+			return err
+		}
+	}
 	for lines := bufio.NewScanner(&said); lines.Scan(); {
 		var ms float64
 		if _, name, ok := strings.Cut(lines.Text(), " ms "); ok && strings.TrimSpace(name) == "resolved" {
@@ -73,16 +84,16 @@ func startMount(ctx context.Context, t *trial) error {
 			t.markAt(markResolved, ms/1000)
 		}
 	}
-	runc := []string{"runc", "--root", filepath.Join(t.dir, "runc"), "run", "--bundle", filepath.Join(t.dir, "bundle"), "bench"}
+	runc := []string{"runc", "--root", filepath.Join(t.dir, "runc"), "run", "--bundle", t.own("bundle"), t.name()}
 	if t.trace == "" {
 		return t.program(ctx, exec.Command(runc[0], runc[1:]...))
 	}
-	args := append([]string{"trace", "--output", t.trace, "--mount", filepath.Join(t.dir, "root"), "--"}, runc...)
+	args := append([]string{"trace", "--output", t.trace, "--mount", t.own("root"), "--"}, runc...)
 	return t.program(ctx, msb(context.Background(), t, "msb-fs", args...)) // program ends it
 }
 
 func startVM(ctx context.Context, t *trial) error {
-	file := filepath.Join(t.dir, "timing.json")
+	file := t.own("timing.json")
 	args := []string{"run", "--timing-json", file, "--insecure", "--memory", "1G"}
 	argv := t.img.argv()
 	args = append(args, "--entrypoint", argv[0], t.ref)
@@ -164,8 +175,10 @@ func wipeOurs(t *trial) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var errs []error
-	if root := filepath.Join(t.dir, "root"); mounted(root) {
-		errs = append(errs, do(msb(ctx, t, "msb-fs", "umount", root), nil))
+	for _, m := range mountsIn(t.dir) {
+		if strings.HasPrefix(m.dir, filepath.Join(t.dir, "root")) && strings.HasPrefix(m.kind, "fuse") {
+			errs = append(errs, do(msb(ctx, t, "msb-fs", "umount", m.dir), nil))
+		}
 	}
 	return errors.Join(append(errs, do(msb(ctx, t, "msb-fs", "stop"), nil))...)
 }

@@ -188,6 +188,9 @@ func (p *plan) measureFacts(ctx context.Context, tasks []task) error {
 			if ctx.Err() != nil {
 				return err
 			}
+			if w.from != nil && errors.Is(err, errNotReady) {
+				return err // nor would it be anywhere else
+			}
 			fmt.Fprintf(p.said, "no limit is known for %s: %v\n", w.name, err)
 			continue
 		}

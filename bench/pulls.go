@@ -14,16 +14,17 @@ func podmanSystem() system {
 	return system{
 		key: "podman", name: "podman", needs: []string{"podman", "runc"}, version: func(string) string { return lineOf("podman", "--version") },
 		start: func(ctx context.Context, t *trial) error {
-			err := do(exec.CommandContext(ctx, "podman", append(store(t), "pull", "-q", "--tls-verify=false", t.ref)...), nil)
-			if err != nil {
-				return err
+			if t.n == 0 {
+				if err := do(exec.CommandContext(ctx, "podman", append(store(t), "pull", "-q", "--tls-verify=false", t.ref)...), nil); err != nil {
+					return err
+				}
 			}
 			t.mark(markMounted)
 			argv := t.img.argv()
 			args := append(store(t), "run", "--rm", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--pull=never", "--entrypoint", argv[0], t.ref)
 			return t.program(ctx, exec.Command("podman", append(args, argv[1:]...)...))
 		},
-		wipe: func(t *trial) error { return unmountIn(t.dir) },
+		again: true, wipe: func(t *trial) error { return unmountIn(t.dir) },
 	}
 }
 
@@ -37,7 +38,7 @@ func umociSystem() system {
 				return err
 			}
 			t.mark(markMounted)
-			return t.program(ctx, inRoot(root, t.img))
+			return t.inRoot(ctx, root)
 		},
 	}
 }

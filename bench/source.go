@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -28,6 +31,9 @@ type source struct {
 // workload is the image's own program, ready at a line that begins with ready; "" is at its first byte, or when it ends without one.
 func (src *source) workload(ready string) workload {
 	short := src.ref[strings.LastIndex(src.ref, "/")+1:]
+	if !strings.ContainsAny(short, ":@") {
+		short += "-latest" // not the name of an image of the bench's own
+	}
 	short = strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
@@ -54,10 +60,16 @@ func (src *source) layout(ctx context.Context, s store, form testimage.Form) (st
 	if err != nil {
 		return "", err
 	}
-	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}))
+	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
+		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH})}
+	if src.insecure {
+		options = append(options, remote.WithTransport(&http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it was asked for
+		}))
+	}
+	img, err := remote.Image(ref, options...)
 	if err != nil {
-		return "", fmt.Errorf("copy image: %w", err)
+		return "", fmt.Errorf("copy image %s: %w", src.ref, err)
 	}
 	digest, err := img.Digest()
 	if err != nil {

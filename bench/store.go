@@ -47,11 +47,6 @@ type image struct {
 // ref is the image's name in a registry of the bench's own.
 func (i *image) repo() string { return "bench/" + i.name }
 
-// argv is the image's command.
-func (i *image) argv() []string {
-	return append(append([]string{}, i.config.Entrypoint...), i.config.Cmd...)
-}
-
 // errNotBuilt is of an image in a form that nothing here can make.
 var errNotBuilt = errors.New("cannot be made here")
 
@@ -64,6 +59,9 @@ func (s store) image(ctx context.Context, w workload, f form) (*image, error) {
 	img := &image{workload: w, form: f, layout: dir}
 	if err := img.read(); err != nil {
 		return nil, err
+	}
+	if len(img.argv()) == 0 {
+		return nil, fmt.Errorf("image %s says no command to run: name one after --", w.from.ref)
 	}
 	switch f.beside {
 	case indexOurs:

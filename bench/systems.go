@@ -23,8 +23,9 @@ type system struct {
 	// complete waits until the whole image is local; nil where it is before the program starts.
 	complete func(context.Context, *trial) error
 	// lazy says why a start was not lazy, or nil; nil where nothing is lazy.
-	lazy func(context.Context, *trial) error
-	wipe func(*trial) error // ends daemons and unmounts; may be nil. The trial's directory is removed after it.
+	lazy  func(context.Context, *trial) error
+	again bool               // start can be called again for a further sandbox of the same image, of which everything is here
+	wipe  func(*trial) error // ends daemons and unmounts; may be nil. The trial's directory is removed after it.
 }
 
 // systems are all there are, this project's first.

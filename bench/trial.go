@@ -23,6 +23,8 @@ type trial struct {
 	trace string // directory for what eBPF sees of a host mount; "" is not to look
 
 	after []func() // called when everything else has ended
+	n     int      // of the sandboxes that share dir, from 0
+	stay  bool     // the program goes on until it is told to end
 
 	start time.Time
 	ready chan struct{} // closed at the program's line
@@ -92,8 +94,19 @@ func (t *trial) isReady() {
 	close(t.ready)
 }
 
+// errNotReady is of a program that goes on and does not say that it is ready.
+var errNotReady = errors.New("the program has not printed the line that --ready names")
+
 // grace is how long a program that is ready may go on until it is ended.
 const grace = 10 * time.Second
+
+// patience ends when the program has been ready for long enough.
+func (t *trial) patience() <-chan time.Time {
+	if t.stay {
+		return nil
+	}
+	return time.After(grace)
+}
 
 // program runs the command that is the image's program, until it ends by itself or has been ready for a while.
 func (t *trial) program(ctx context.Context, cmd *exec.Cmd) error {
@@ -109,13 +122,17 @@ func (t *trial) program(ctx context.Context, cmd *exec.Cmd) error {
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		err = t.end(cmd, ended)
+		t.end(cmd, ended)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return fmt.Errorf("%w after %s; it said: %s", errNotReady, time.Since(t.start).Round(time.Second), said.String())
+		}
+		return ctx.Err()
 	case <-t.ready:
 		select {
 		case err = <-ended:
 		case <-ctx.Done():
 			err = t.end(cmd, ended)
-		case <-time.After(grace):
+		case <-t.patience():
 			t.end(cmd, ended)
 			return ctx.Err()
 		}
