@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,15 +24,17 @@ import (
 // warmCommand sets a mounted image whose bytes are all here beside the same tree on the local file system.
 func warmCommand() *cobra.Command {
 	w := warmRun{}
-	var bin string
+	var bin, only, out string
 	cmd := &cobra.Command{
 		Use:   "warm --dir DIR",
 		Short: "Time commands over a mounted image that is all here, beside the same tree on the local disk",
 		Long: "Time commands over a mounted image that is all here, beside the same tree on the local disk, in turns. DIR becomes the image. Where\n" +
 			"it has them, a file \"big\" is read at random and in order, a git repository \"repo\" is asked for its status, and a directory\n" +
-			"\"python\" of Python's library is imported from. \"first\" is with the kernel's caches dropped before each run. As root.",
-		Example: "  go run ./bench warm --dir /srv/tree",
-		Args:    cli.Args(cobra.NoArgs),
+			"\"python\" of Python's library is imported from. \"first\" is with the kernel's caches dropped before each run. The table is of all\n" +
+			"that the results have, from earlier calls too. As root.",
+		Example: "  go run ./bench warm --dir /srv/tree\n" +
+			"  go run ./bench warm --dir /srv/tree --work /srv/warm --cases 'find|tar'   # a part of it; /srv/warm keeps the mounted image for the next",
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if w.dir == "" {
@@ -44,49 +46,86 @@ func warmCommand() *cobra.Command {
 			if bin, err = filepath.Abs(bin); err != nil {
 				return err
 			}
+			if w.cases, err = regexp.Compile(only); err != nil {
+				return cli.Usagef("--cases: %v", err)
+			}
+			if w.results, err = openResults(out); err != nil {
+				return err
+			}
 			return w.run(cmd.Context(), bin, cmd.OutOrStdout())
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&w.dir, "dir", "", "the tree, on a local disk; what is kept for the run goes beside it")
 	f.StringVar(&bin, "bin", "bin", "the directory of msb-fs")
+	f.StringVar(&w.work, "work", "", "a directory beside the tree that keeps the image for a later call; empty: one for this call")
+	f.StringVar(&only, "cases", "", "only those whose name this regular expression matches")
+	f.StringVar(&out, "out", defaultResults(), "the directory of results")
 	f.IntVar(&w.runs, "runs", 5, "alternating runs of each command")
-	f.BoolVar(&w.first, "first", true, "also with dropped caches")
+	f.BoolVar(&w.warm, "warm", true, "with the caches as the run before left them")
+	f.BoolVar(&w.first, "first", true, "with dropped caches")
 	return cmd
 }
 
 // warmRun is what to measure.
 type warmRun struct {
-	dir   string
-	runs  int
-	first bool
+	dir     string
+	work    string
+	runs    int
+	warm    bool
+	first   bool
+	cases   *regexp.Regexp
+	results *results
 }
+
+// warmPair is what the samples compare.
+func warmPair() pair { return pair{set: "warm", ours: "msb-fs", base: "ext4"} }
 
 // run makes an image of the tree, pulls and mounts it, and writes the table.
 func (w warmRun) run(ctx context.Context, bin string, out io.Writer) (err error) {
-	work, err := os.MkdirTemp(filepath.Dir(w.dir), "mb-")
-	if err != nil {
+	t := &trial{dir: w.work, bin: bin}
+	if w.work == "" {
+		if t.dir, err = os.MkdirTemp(filepath.Dir(w.dir), "mb-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(t.dir)) }()
+	} else if t.dir, err = filepath.Abs(w.work); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	srv, ref, err := w.serve(work)
+	at := filepath.Join(t.dir, "root")
+	if err := errors.Join(os.MkdirAll(at, 0o755), os.MkdirAll(filepath.Join(t.dir, "home"), 0o755)); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, wipeOurs(t)) }()
+	if err := w.pull(ctx, t); err != nil {
+		return err
+	}
+	if err := do(msb(ctx, t, "msb-fs", "mount", "--insecure", t.ref, at), nil); err != nil {
+		return err
+	}
+	if err := w.compare(ctx, at, out); err != nil {
+		return err
+	}
+	return warmPair().table(w.results, out)
+}
+
+// pull has the tree pulled, as t.ref. In a kept directory that has been done when there is a note of it.
+func (w warmRun) pull(ctx context.Context, t *trial) error {
+	note := filepath.Join(t.dir, "reference")
+	if ref, err := os.ReadFile(note); err == nil {
+		t.ref = string(ref)
+		return nil
+	}
+	srv, ref, err := w.serve(t.dir)
 	if err != nil {
 		return err
 	}
 	defer srv.Close()
-	t := &trial{dir: work, ref: ref, bin: bin}
-	at := filepath.Join(work, "root")
-	if err := errors.Join(os.Mkdir(at, 0o755), os.Mkdir(filepath.Join(work, "home"), 0o755)); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, wipeOurs(t)) }()
+	t.ref = ref
 	if err := do(msb(ctx, t, "msb-fs", "pull", "--insecure", "-q", ref), nil); err != nil {
 		return err
 	}
-	if err := do(msb(ctx, t, "msb-fs", "mount", "--insecure", ref, at), nil); err != nil {
-		return err
-	}
-	return w.compare(ctx, at, out)
+	return os.WriteFile(note, []byte(ref), 0o644)
 }
 
 // serve makes an image of the tree and serves it.
@@ -113,69 +152,68 @@ func (w warmRun) serve(work string) (*registry.Server, string, error) {
 	return srv, srv.Host() + "/bench/tree", nil
 }
 
-// compare writes a line for each command.
+// compare measures every command.
 func (w warmRun) compare(ctx context.Context, ours string, out io.Writer) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "command\tcaches\tours, s\tlocal, s\tours / local")
-	product, n := 0.0, 0
-	for _, c := range warmCommands() {
-		if _, err := os.Stat(filepath.Join(w.dir, c.needs)); err != nil {
+	for _, c := range warmCommands(ctx) {
+		if _, err := os.Stat(filepath.Join(w.dir, c.needs)); err != nil || !w.cases.MatchString(c.name) {
+			continue
+		}
+		if _, err := exec.LookPath(c.program); c.program != "" && err != nil {
+			fmt.Fprintf(out, "%s is not measured: it is not installed\n", c.program)
 			continue
 		}
 		for _, drop := range []bool{false, true} {
-			if drop && !w.first {
+			if drop && !w.first || !drop && !w.warm {
 				continue
-			}
-			a, b, err := w.alternate(ctx, drop, func() error { return c.run(ctx, ours) }, func() error { return c.run(ctx, w.dir) })
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			caches := "warm"
 			if drop {
-				caches = "dropped"
-			} else {
-				product, n = product+math.Log(a.Median/b.Median), n+1
+				caches = "first touch"
 			}
-			fmt.Fprintf(table, "%s\t%s\t%.3f (%.3f-%.3f)\t%.3f (%.3f-%.3f)\t%.2f\n", c.name, caches, a.Median, a.Min, a.Max, b.Median, b.Min, b.Max, a.Median/b.Median)
+			a, b, err := w.alternate(ctx, drop, func() error { return c.run(ctx, ours) }, func() error { return c.run(ctx, w.dir) })
+			if err == nil {
+				err = warmPair().add(w.results, c.name, caches, a, b)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
 		}
 	}
-	if n > 0 {
-		fmt.Fprintf(table, "geometric mean\twarm\t\t\t%.2f\n", math.Exp(product/float64(n)))
-	}
-	return table.Flush()
+	return nil
 }
 
 // alternate runs a and b in turns. The first warm run of each is not counted: it fills the caches.
-func (w warmRun) alternate(ctx context.Context, drop bool, a, b func() error) (summary, summary, error) {
+func (w warmRun) alternate(ctx context.Context, drop bool, a, b func() error) (ours, base []float64, err error) {
 	var times [2][]float64
 	for i := range w.runs + 1 {
 		for k, f := range []func() error{a, b} {
 			if drop {
 				unix.Sync()
 				if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-					return summary{}, summary{}, err
+					return nil, nil, err
 				}
 			}
 			start := time.Now()
 			if err := errors.Join(f(), ctx.Err()); err != nil {
-				return summary{}, summary{}, err
+				return nil, nil, err
 			}
 			if i > 0 {
 				times[k] = append(times[k], time.Since(start).Seconds())
 			}
 		}
 	}
-	return summarize(times[0]), summarize(times[1]), nil
+	return times[0], times[1], nil
 }
 
 // warmCommandOf is something to do with a tree.
 type warmCommandOf struct {
-	name  string
-	needs string // in the tree
-	run   func(ctx context.Context, dir string) error
+	name    string
+	needs   string // in the tree
+	program string // that must be installed; "" is one that always is
+	run     func(ctx context.Context, dir string) error
 }
 
-func warmCommands() []warmCommandOf {
+func warmCommands(ctx context.Context) []warmCommandOf {
 	sh := func(script string) func(context.Context, string) error {
 		return func(ctx context.Context, dir string) error {
 			cmd := exec.CommandContext(ctx, "sh", "-c", script)
@@ -183,20 +221,31 @@ func warmCommands() []warmCommandOf {
 			return do(cmd, nil)
 		}
 	}
-	const imports = `python3 -B -I -c 'import sys; sys.path.insert(0, "python"); import asyncio, email.mime.multipart, xml.dom.minidom, http.server, unittest, multiprocessing, sqlite3, ctypes, concurrent.futures, distutils.core' 2>/dev/null; true`
+	const imports = ` -B -I -S -W ignore -c 'import sys; sys.path.insert(0, "python"); import asyncio, email.mime.multipart, xml.dom.minidom, http.server, unittest, multiprocessing, sqlite3, ctypes, concurrent.futures'`
 	// Each tree's index is kept elsewhere, so that it has the inode numbers and times of that tree.
 	const status = `cd repo; export GIT_INDEX_FILE="${TMPDIR:-/tmp}/index-$(pwd | tr / _)"; test -e "$GIT_INDEX_FILE" || cp .git/index "$GIT_INDEX_FILE"; git -c safe.directory='*' status >/dev/null`
 	return []warmCommandOf{
-		{"find -printf %s", "", sh(`find . -printf %s >/dev/null`)},
-		{"tar c", "", sh(`tar c . | cat >/dev/null`)},
-		{"grep -r", "", sh(`grep -r nothinglikethis . ; true`)},
-		{"du", "", sh(`du -s . >/dev/null`)},
-		{"ls -lR", "", sh(`ls -lR . >/dev/null`)},
-		{"python3 -c 'import ...'", "python", sh(imports)},
-		{"git status", "repo", sh(status)},
-		{"4 threads, random 4 KiB", "big", randomReads},
-		{"in order", "big", sh(`cat big >/dev/null`)},
+		{name: "find -printf %s", run: sh(`find . -printf %s >/dev/null`)},
+		{name: "tar c", run: sh(`tar c . | cat >/dev/null`)},
+		{name: "grep -r", run: sh(`grep -r nothinglikethis . ; true`)},
+		{name: "rg", program: "rg", run: sh(`rg nothinglikethis . ; true`)},
+		{name: "du", run: sh(`du -s . >/dev/null`)},
+		{name: "ls -lR", run: sh(`ls -lR . >/dev/null`)},
+		{name: "python3 -c 'import ...'", needs: "python", program: "python3", run: sh(pythonProgram(ctx) + imports)},
+		{name: "git status", needs: "repo", program: "git", run: sh(status)},
+		{name: "4 threads, random 4 KiB", needs: "big", run: randomReads},
+		{name: "in order", needs: "big", run: sh(`cat big >/dev/null`)},
 	}
+}
+
+// pythonProgram is what runs Python: what is called python3 may be a shell script that looks for it, which takes longer
+// than what is measured.
+func pythonProgram(ctx context.Context) string {
+	path, err := exec.CommandContext(ctx, "python3", "-c", "import sys; print(sys.executable)").Output()
+	if err != nil {
+		return "python3"
+	}
+	return strings.TrimSpace(string(path))
 }
 
 // randomReads reads 4 KiB at random places of the big file from four threads.

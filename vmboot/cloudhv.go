@@ -39,6 +39,8 @@ func (cloudHypervisor) lacks(c *Config) error {
 		return fmt.Errorf("cloud-hypervisor has no %s", c.Accel)
 	case c.Network != nil:
 		return errors.New("cloud-hypervisor has no network without privileges")
+	case len(c.Disks) > 0:
+		return errors.New("cloud-hypervisor is given no disks")
 	case c.RunDir == "":
 		return errors.New("cloud-hypervisor needs a directory for its socket")
 	}

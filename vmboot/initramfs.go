@@ -20,8 +20,8 @@ func initramfs(c *Config) (*os.File, error) {
 		return nil, err
 	}
 	var modules []module
-	if c.Network != nil {
-		if modules, err = c.Kernel.networkModules(); err != nil {
+	if c.Network != nil || len(c.Disks) > 0 {
+		if modules, err = c.Kernel.readModules(); err != nil {
 			return nil, err
 		}
 	}

@@ -153,9 +153,9 @@ type module struct {
 	data []byte
 }
 
-// networkModules reads what the guest needs for its network, in the order of loading. A kernel given by path has
+// readModules reads what the guest needs for its network and disks, in the order of loading. A kernel given by path has
 // none of them, and must have the driver built in.
-func (k *Kernel) networkModules() ([]module, error) {
+func (k *Kernel) readModules() ([]module, error) {
 	var modules []module
 	for _, path := range k.Modules {
 		data, err := os.ReadFile(path)

@@ -35,7 +35,7 @@ const (
 	agentFD     = 4
 	initramfsFD = 5
 	kernelFD    = 6
-	fsFD        = 7 // the root's, those of the mounts after it, and then the network
+	fsFD        = 7 // the root's, those of the mounts after it, and then the network and the disks
 )
 
 // qemu runs machines by QEMU, which can do all there is.
@@ -72,6 +72,13 @@ func (q qemu) launch(c *Config) (_ *launch, err error) {
 			return nil, err
 		}
 		l.add(network)
+	}
+	for _, path := range c.Disks {
+		disk, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("open a disk of the guest: %w", err)
+		}
+		l.add(disk)
 	}
 	return l, nil
 }
@@ -143,12 +150,26 @@ func qemuArgs(c *Config) []string {
 	for i := range c.Mounts {
 		a = append(a, fsArgs("mount"+strconv.Itoa(i), fsFD+1+i, mountTag(i), 1)...)
 	}
+	next := fsFD + 1 + len(c.Mounts)
 	if c.Network != nil {
 		a = append(a,
-			"-netdev", "stream,id=network,server=off,addr.type=fd,addr.str="+strconv.Itoa(fsFD+1+len(c.Mounts)),
+			"-netdev", "stream,id=network,server=off,addr.type=fd,addr.str="+strconv.Itoa(next),
 			"-device", "virtio-net-pci,netdev=network,romfile=,mac="+usernet.MAC)
+		next++
+	}
+	for i := range c.Disks {
+		a = append(a, diskArgs(i, next+i)...)
 	}
 	return a
+}
+
+// diskArgs are a disk whose file is open for reading as fd.
+func diskArgs(i, fd int) []string {
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,read-only=on,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", i, i),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i),
+	}
 }
 
 // machineArgs are the machine without filesystem and network, which is also what an accelerator is tried with.

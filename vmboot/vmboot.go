@@ -31,6 +31,7 @@ type Config struct {
 	FSSocket  string // vhost-user-fs socket of the root filesystem
 	FSQueues  int    // request queues the server at FSSocket has; 0 is one per CPU
 	Mounts    []Mount
+	Disks     []string         // files that the guest has as virtio disks, in this order, for reading only; Kernel.Modules has their driver where that is a module
 	Network   *usernet.Network // nil is no network but lo. Start takes it over: it is closed when the VM has ended.
 	QEMU      string           // program; "" is cloud-hypervisor of PATH if that will do, else qemu-system-x86_64
 	// Privileged keeps a VMM that root starts running as root, where it would become a user of its own.
