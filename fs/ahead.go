@@ -6,8 +6,8 @@ import (
 	"github.com/microsandbox/msb-fs/internal/priority"
 )
 
-// Read-ahead: a file that is read in order has its next chunks fetched before they are asked for. The window doubles
-// with every chunk that was read to its end.
+// Read-ahead: a file that is read in order, and has to be fetched for that, has its next chunks fetched before they are asked for. The
+// window doubles with every read. Of a file that is here nothing more is fetched: who brought it, a profile say, knew how much is needed.
 const (
 	aheadFiles = 64       // files whose position is remembered
 	aheadMax   = 32 << 20 // bytes ahead of the reader
@@ -30,9 +30,9 @@ type position struct {
 	busy   bool
 }
 
-// readAhead notes that bytes [off, off+n) of a file were read, and fetches what will be read next if they were read in
-// order.
-func (t *Tree) readAhead(id ID, off, n, size int64) {
+// readAhead notes that bytes [off, off+n) of a file were read, and whether they had to be fetched, and fetches what will be read next
+// if they were read in order.
+func (t *Tree) readAhead(id ID, off, n, size int64, missed bool) {
 	a := &t.ahead
 	a.mu.Lock()
 	p := &a.files[id%aheadFiles]
@@ -53,6 +53,10 @@ func (t *Tree) readAhead(id ID, off, n, size int64) {
 		return
 	}
 	p.next = max(p.next, off+n)
+	if !missed && p.window == 0 {
+		a.mu.Unlock()
+		return
+	}
 	p.window = min(max(2*p.window, 1<<20), aheadMax)
 	to := min(p.next+p.window, size)
 	if p.busy || to <= p.asked || p.next >= size || a.jobs >= aheadJobs || t.ctx.Err() != nil {

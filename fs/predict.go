@@ -18,14 +18,15 @@ const (
 )
 
 // Predict returns the chunks that running argv will need, for an image that has no profile yet: the program as found by
-// env's PATH, the interpreter its first line names, its dynamic linker and libraries (ld.so(8)). It reads the parts of the
-// tree that it needs to know that, as Predicted; what it cannot find out is left out.
+// env's PATH, the interpreter its first line names, its dynamic linker and libraries (ld.so(8)), the files that the command line
+// names, and what Python and the JVM read at first. It reads the parts of the tree that it needs to know that, as Predicted; what it
+// cannot find out is left out.
 func (t *Tree) Predict(ctx context.Context, argv, env []string) []Touch {
 	if len(argv) == 0 {
 		return nil
 	}
 	p := &predictor{t: t, ctx: priority.With(ctx, priority.Predicted), seen: make(map[ID]bool)}
-	p.program(argv[0], env, 0)
+	p.program(argv[0], argv, env, 0)
 	return p.touches
 }
 
@@ -35,10 +36,12 @@ type predictor struct {
 	ctx     context.Context
 	seen    map[ID]bool
 	touches []Touch
+	libs    map[string][]string // of the dynamic linker's cache, once read
+	cached  bool                // it has been read
 }
 
-// program adds what is run as name.
-func (p *predictor) program(name string, env []string, depth int) {
+// program adds what is run as name, with argv.
+func (p *predictor) program(name string, argv, env []string, depth int) {
 	if depth > 4 { // interpreters of interpreters: Linux's own limit (fs/exec.c)
 		return
 	}
@@ -69,13 +72,30 @@ func (p *predictor) program(name string, env []string, depth int) {
 		if len(words) == 0 {
 			return
 		}
-		p.program(words[0], env, depth+1)
+		argv = append(words, argv...)
+		p.program(words[0], argv, env, depth+1)
 		if path.Base(words[0]) == "env" && len(words) > 1 {
-			p.program(words[len(words)-1], env, depth+1)
+			p.program(words[len(words)-1], argv[len(words)-1:], env, depth+1)
 		}
 		return
 	}
 	p.binary(id, size)
+	p.language(id, argv, env, depth)
+}
+
+// linked returns where the dynamic linker's cache has a library.
+func (p *predictor) linked(name string) []string {
+	if !p.cached {
+		p.cached = true
+		if id, size, ok := p.find(libCachePath); ok && size <= maxLibCache {
+			p.add(id, size)
+			b := make([]byte, size)
+			if _, err := p.t.ReadAt(p.ctx, id, b, 0); err == nil {
+				p.libs = parseLibCache(b)
+			}
+		}
+	}
+	return p.libs[name]
 }
 
 // libraryDirs are where libraries are that nobody says the place of; the first two by the kind of machine.
@@ -127,10 +147,17 @@ func (p *predictor) needs(f *elf.File, id ID) []string {
 			}
 		}
 	}
-	dirs = append(dirs, libraryDirs(f.Machine)...)
 	for _, lib := range libs[:min(len(libs), maxPredicted)] {
+		// The linker's own order (ld.so(8)): what the file says, the cache, the usual places.
+		places := make([]string, 0, len(dirs))
 		for _, dir := range dirs {
-			at := path.Join("/", dir, lib)
+			places = append(places, path.Join("/", dir, lib))
+		}
+		places = append(places, p.linked(lib)...)
+		for _, dir := range libraryDirs(f.Machine) {
+			places = append(places, path.Join("/", dir, lib))
+		}
+		for _, at := range places {
 			if _, _, ok := p.find(at); ok {
 				found = append(found, at)
 				break

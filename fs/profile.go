@@ -54,6 +54,14 @@ func (r *recorder) touch(l int, c layer.Chunk, id ID, at time.Duration) bool {
 	return true
 }
 
+// touched tells whether somebody has read chunk num of a layer, or waits for it.
+func (r *recorder) touched(l, num int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.seen[uint64(l)<<32|uint64(uint32(num))]
+	return ok
+}
+
 // demand tells since when nobody has asked for anything new.
 type demand struct {
 	start   time.Time    // whose monotonic clock counts; immutable

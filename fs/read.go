@@ -25,18 +25,19 @@ func (t *Tree) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, err
 	p = p[:min(int64(len(p)), size-off)]
 	stall := t.stats.begin()
 	l, entry := split(id)
-	n := 0
+	n, missed := 0, false
 	for n < len(p) {
-		m, err := t.readChunk(ctx, l, int(entry), p[n:], off+int64(n))
+		m, came, err := t.readChunk(ctx, l, int(entry), p[n:], off+int64(n))
 		if err != nil {
 			t.stalled(ctx, stall, id)
 			return n, fmt.Errorf("read %s at %d: %w", t.Path(id), off+int64(n), err)
 		}
 		n += m
+		missed = missed || came
 	}
 	t.stats.read(n)
 	t.stalled(ctx, stall, id)
-	t.readAhead(id, off, int64(n), size)
+	t.readAhead(id, off, int64(n), size, missed)
 	return n, nil
 }
 
@@ -47,32 +48,37 @@ func (t *Tree) stalled(ctx context.Context, since time.Duration, id ID) {
 	}
 }
 
-// readChunk reads as much of p as is in the chunk that holds byte off.
-func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64) (int, error) {
+// readChunk reads as much of p as is in the chunk that holds byte off, and tells whether the chunk had to be fetched for that.
+func (t *Tree) readChunk(ctx context.Context, l, entry int, p []byte, off int64) (n int, missed bool, err error) {
 	c, err := t.layers[l].Chunk(ctx, entry, off)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if off < c.Offset || off-c.Offset >= c.Size {
-		return 0, fmt.Errorf("layer %d gave bytes [%d,+%d) for %d: %w", l, c.Offset, c.Size, off, syscall.EIO)
+		return 0, false, fmt.Errorf("layer %d gave bytes [%d,+%d) for %d: %w", l, c.Offset, c.Size, off, syscall.EIO)
 	}
-	if priority.From(ctx) == priority.OnDemand && t.record.touch(l, c, makeID(l, uint32(entry)), t.stats.begin()) {
+	first := priority.From(ctx) == priority.OnDemand && t.record.touch(l, c, makeID(l, uint32(entry)), t.stats.begin())
+	if first {
 		t.demand.came()
 	}
 	at := off - c.Offset
 	p = p[:min(int64(len(p)), c.Size-at)]
 	f := t.fetches.Get().(*fetch)
-	f.layer, f.chunk = t.layers[l], c
-	n, err := t.cache.ReadAt(ctx, c.Digest, c.Size, p, at, f.fill)
+	f.layer, f.chunk, f.missed = t.layers[l], c, false
+	n, err = t.cache.ReadAt(ctx, c.Digest, c.Size, p, at, f.fill)
 	if err != nil {
-		return 0, err // f may still be in use: by a fill that goes on for others
+		return 0, false, err // f may still be in use: by a fill that goes on for others
 	}
+	missed = f.missed
 	f.layer = nil
 	t.fetches.Put(f)
 	if n < len(p) {
-		return n, fmt.Errorf("chunk %d of layer %d has %d bytes less than it said: %w", c.Index, l, len(p)-n, syscall.EIO)
+		return n, missed, fmt.Errorf("chunk %d of layer %d has %d bytes less than it said: %w", c.Index, l, len(p)-n, syscall.EIO)
 	}
-	return n, nil
+	if first {
+		t.guess(l, entry, c, missed)
+	}
+	return n, missed, nil
 }
 
 // fetch is what a cache calls to get a chunk that it has not. It is reused, so that a hit allocates nothing.
@@ -80,6 +86,7 @@ type fetch struct {
 	demand *demand
 	layer  Layer
 	chunk  layer.Chunk
+	missed bool // fill has been called, by the one whose fetch it is
 	fill   func(context.Context) ([]byte, error)
 }
 
@@ -90,6 +97,7 @@ func (t *Tree) newFetch() *fetch {
 }
 
 func (f *fetch) get(ctx context.Context) ([]byte, error) {
+	f.missed = true
 	if priority.From(ctx) == priority.OnDemand {
 		f.demand.waiting.Add(1)
 		defer f.demand.answered()

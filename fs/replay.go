@@ -47,7 +47,9 @@ func (t *Tree) Replay(ctx context.Context, profile []Touch) error {
 	for range min(replayJobs, len(batches)) {
 		jobs.Go(func() {
 			for b := range next {
-				_ = t.layers[b.layer].Bring(ctx, b.nums)
+				// Who reads a chunk already fetches it, or has.
+				nums := slices.DeleteFunc(b.nums, func(n int) bool { return t.record.touched(b.layer, n) })
+				_ = t.layers[b.layer].Bring(ctx, nums)
 			}
 		})
 	}
@@ -61,6 +63,22 @@ func (t *Tree) Replay(ctx context.Context, profile []Touch) error {
 		}
 	}
 	return nil
+}
+
+// Range is a run of a layer's blob, bytes. Layers count from the bottom.
+type Range struct {
+	Layer int   `json:"layer"`
+	From  int64 `json:"from"`
+	To    int64 `json:"to"`
+}
+
+// Ranges returns the runs of blobs that a Replay of profile reads, in its order.
+func (t *Tree) Ranges(profile []Touch) []Range {
+	var out []Range
+	for _, b := range t.batches(profile) {
+		out = append(out, Range{b.layer, b.from, b.to})
+	}
+	return out
 }
 
 // batches makes requests of a profile: window after window, within each of which neighbours go together.

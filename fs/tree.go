@@ -39,6 +39,7 @@ type Tree struct {
 	ahead   ahead
 	record  recorder
 	demand  demand
+	guesses guesses
 }
 
 // errClosed is what waits end with when the tree is closed under them.
@@ -57,6 +58,7 @@ func New(ctx context.Context, layers []Layer, c Cache, o Options) (*Tree, error)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.stats.start = time.Now()
 	t.demand.start = t.stats.start
+	t.guesses.misses = make([]atomic.Int64, len(layers))
 	t.fetches.New = func() any { return t.newFetch() }
 	if o.File != "" {
 		if f, err := openFlat(o.File, len(layers)); err == nil {

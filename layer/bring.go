@@ -3,7 +3,6 @@ package layer
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -69,12 +68,7 @@ func (l *Layer) Bring(ctx context.Context, nums []int) error {
 		}
 		return st.Put(ctx, d, data)
 	}
-	err = l.each(ctx, r, want, put)
-	if errors.Is(err, ErrCorrupt) {
-		l.distrust(r.off, r.end-r.off)
-		err = l.each(ctx, r, want, put) // as Fetch: once more
-	}
-	if err != nil {
+	if err := l.carry(ctx, r, want, put); err != nil {
 		return fmt.Errorf("fetch from layer %s: %w", l.d.Digest, err)
 	}
 	return nil

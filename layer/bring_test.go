@@ -1,7 +1,11 @@
 package layer
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"testing"
+	"time"
 )
 
 // TestBring has chunks brought together from every form that can be read at random: what is asked for is stored, by one
@@ -105,6 +109,99 @@ func TestBringRefusesWrongBytes(t *testing.T) {
 				t.Errorf("%s: wrong bytes of %s are stored", f.name, e.Name)
 			}
 			break
+		}
+	}
+}
+
+// slowStore is a store that takes nothing before it is told so.
+type slowStore struct {
+	*memStore
+	gate chan struct{}
+}
+
+func (s *slowStore) Put(ctx context.Context, key [32]byte, data []byte) error {
+	select {
+	case <-s.gate:
+		return s.memStore.Put(ctx, key, data)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestFetchJoinsBring has somebody need a chunk that is being brought: its bytes are here already and are not fetched again. Who brings
+// it gives up, and the chunk comes all the same.
+func TestFetchJoinsBring(t *testing.T) {
+	var items []item
+	for i := range 3 {
+		items = append(items, file(fmt.Sprint(i), noise(uint64(i), 100_000)))
+	}
+	for _, f := range forms() {
+		if f.mode != LazyTOC {
+			continue
+		}
+		for _, givesUp := range []bool{false, true} {
+			blob, ann := f.pack(t, makeTar(t, items...))
+			st, mb := &slowStore{newStore(), make(chan struct{})}, &memBlob{data: blob}
+			l := open(t, descriptor(blob, f.typ, ann), mb, Options{Chunks: st})
+			var nums []int
+			var last Chunk
+			for i := range allEntries(t, l) {
+				if p, ok := l.Place(i, 0); ok && p.Size == 100_000 {
+					nums = append(nums, p.Num)
+					last, _ = l.Chunk(t.Context(), i, 0)
+				}
+			}
+			mb.reads = 0
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			brought := make(chan error, 1)
+			go func() { brought <- l.Bring(ctx, nums) }()
+			flying(t, l, func(fl *flight) bool { return fl.landed })
+			got := make(chan []byte, 1)
+			go func() {
+				data, err := l.Fetch(t.Context(), last)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- data
+			}()
+			flying(t, l, func(fl *flight) bool { return fl.wanted[last.Index] })
+			reads := 1
+			if givesUp {
+				cancel()
+				reads = 2
+			}
+			if !givesUp {
+				close(st.gate)
+			}
+			if err := <-brought; (err != nil) != givesUp {
+				t.Errorf("%s, giving up %v: %v", f.name, givesUp, err)
+			}
+			if givesUp {
+				close(st.gate)
+			}
+			if data := <-got; !bytes.Equal(data, noise(2, 100_000)) {
+				t.Errorf("%s: %d other bytes", f.name, len(data))
+			}
+			if mb.reads != reads {
+				t.Errorf("%s, giving up %v: %d reads", f.name, givesUp, mb.reads)
+			}
+		}
+	}
+}
+
+// flying waits until the only flight of l is as it should be.
+func flying(t *testing.T, l *Layer, is func(*flight) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		ok := len(l.flights) > 0 && is(l.flights[0])
+		l.mu.Unlock()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing flies as it should")
 		}
 	}
 }

@@ -2,7 +2,6 @@ package layer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -158,9 +157,5 @@ func (l *Layer) bring(ctx context.Context, from, to int, sparse bool) error {
 		return err
 	}
 	missing := func(_ int, c *chunkRec) bool { return !st.Has(c.digest) }
-	if err = l.each(ctx, r, missing, put); !errors.Is(err, ErrCorrupt) {
-		return err
-	}
-	l.distrust(r.off, r.end-r.off)
-	return l.each(ctx, r, missing, put) // as Fetch: once more
+	return l.carry(ctx, r, missing, put)
 }

@@ -27,6 +27,10 @@ type flight struct {
 	stop  context.CancelCauseFunc
 	keeps bool // all chunks are kept for those who join
 
+	wanted map[int]bool // guarded by Layer.mu; by those who joined: the chunks that are kept, where not all are; nil where all are
+	at     int          // guarded by Layer.mu; the number of the last chunk that it is too late for, where not all are kept
+	landed bool         // guarded by Layer.mu; the run's bytes are in memory: nobody could have them sooner
+
 	waiters int            // guarded by Layer.mu
 	got     map[int][]byte // guarded by Layer.mu; what has come, by chunk number
 	came    signal         // guarded by Layer.mu; when there is more of it, or the flight has ended
@@ -112,15 +116,20 @@ func (l *Layer) fetch(ctx context.Context, num int, rec *chunkRec) ([]byte, erro
 		})
 		return data, err
 	}
-	f, err := l.join(ctx, num)
-	if err != nil {
-		return nil, err
+	for {
+		f, err := l.join(ctx, num)
+		if err != nil {
+			return nil, err
+		}
+		data, err := l.await(ctx, f, num)
+		if data == nil && f.wanted != nil && ctx.Err() == nil {
+			continue // it was another's, who has given up
+		}
+		if err == nil && data == nil {
+			err = corrupt("chunk %s has other bytes", rec.digest)
+		}
+		return data, err
 	}
-	data, err := l.await(ctx, f, num)
-	if err == nil && data == nil {
-		err = corrupt("chunk %s has other bytes", rec.digest)
-	}
-	return data, err
 }
 
 // await waits until f has brought chunk num.
@@ -157,7 +166,7 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 	}
 	class := priority.From(ctx)
 	for _, f := range l.flights {
-		if f.class <= class && f.keeps && slices.Contains(f.run.nums, num) {
+		if f.takes(num, class) {
 			f.waiters++
 			return f, nil
 		}
@@ -171,6 +180,63 @@ func (l *Layer) join(ctx context.Context, num int) (*flight, error) {
 	l.flights = append(l.flights, f)
 	l.owned.Go(func() { l.fly(fctx, f, num) })
 	return f, nil
+}
+
+// takes says whether f will bring chunk num no later than a flight of its own would, and sees to it that it does. Layer.mu is held.
+func (f *flight) takes(num int, class priority.Class) bool {
+	if f.class > class && !f.landed || !f.keeps && f.wanted == nil || f.wanted != nil && num <= f.at {
+		return false
+	}
+	if _, ok := slices.BinarySearch(f.run.nums, num); !ok {
+		return false
+	}
+	if f.wanted != nil {
+		f.wanted[num] = true
+	}
+	return true
+}
+
+// carry reads a run for its caller, who wants some of its chunks and puts them into the store, once more if they come wrong. What others
+// want of it meanwhile they get on the way.
+func (l *Layer) carry(ctx context.Context, r *run, want func(int, *chunkRec) bool, put func(int, *chunkRec, []byte) error) error {
+	f := &flight{run: r, class: priority.From(ctx), stop: func(error) {}, got: make(map[int][]byte), wanted: make(map[int]bool)}
+	l.mu.Lock()
+	l.flights = append(l.flights, f)
+	l.mu.Unlock()
+	var err error
+	for range 2 {
+		l.mu.Lock()
+		f.at, f.landed = -1, false
+		l.mu.Unlock()
+		err = l.each(ctx, r,
+			func(n int, c *chunkRec) bool {
+				own := want(n, c)
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				f.landed = r.end-r.off <= memRun
+				if own = own || f.wanted[n]; !own {
+					f.at = n
+				}
+				return own
+			},
+			func(n int, c *chunkRec, data []byte) error {
+				err := put(n, c, data)
+				l.mu.Lock()
+				f.at = n
+				wanted := err == nil && f.wanted[n]
+				l.mu.Unlock()
+				if wanted {
+					l.hand(f, n, bytes.Clone(data))
+				}
+				return err
+			})
+		if !errors.Is(err, ErrCorrupt) {
+			break
+		}
+		l.distrust(r.off, r.end-r.off)
+	}
+	l.end(f, err)
+	return err
 }
 
 // ahead is how much of the blob is asked for at once at least where chunks are found by a TOC, bytes: small files that lie
@@ -216,7 +282,12 @@ func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 	st := l.o.Chunks
 	off, size, ahead := f.run.off, f.run.end-f.run.off, int64(frameAhead)
 	err := l.each(ctx, f.run,
-		func(n int, c *chunkRec) bool { return n == num || f.keeps || st != nil && !st.Has(c.digest) },
+		func(n int, c *chunkRec) bool {
+			l.mu.Lock()
+			f.landed = size <= memRun
+			l.mu.Unlock()
+			return n == num || f.keeps || st != nil && !st.Has(c.digest)
+		},
 		func(n int, c *chunkRec, data []byte) error {
 			if err := c.check(data); err != nil {
 				return err
@@ -245,12 +316,17 @@ func (l *Layer) fly(ctx context.Context, f *flight, num int) {
 	if errors.Is(err, ErrCorrupt) {
 		l.distrust(off, size)
 	}
+	l.end(f, err)
+	f.stop(nil)
+}
+
+// end takes f, which brings nothing more, off the list.
+func (l *Layer) end(f *flight, err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	f.ended, f.err = true, err
 	f.came.wake()
 	l.flights = slices.DeleteFunc(l.flights, func(o *flight) bool { return o == f })
-	l.mu.Unlock()
-	f.stop(nil)
 }
 
 // hand gives chunk n to those who wait for it.
@@ -263,6 +339,9 @@ func (l *Layer) hand(f *flight, n int, data []byte) {
 
 // distrust tells the blob, if it wants to know, that [off,+n) came wrong, so that it looks elsewhere the next time.
 func (l *Layer) distrust(off, n int64) {
+	l.mu.Lock()
+	l.small = nil
+	l.mu.Unlock()
 	if d, ok := l.blob.(interface{ Distrust(off, n int64) }); ok {
 		d.Distrust(off, n)
 	}

@@ -41,6 +41,11 @@ type Options struct {
 	// Buffers bounds the chunks that wait to be stored while the layer streams, bytes; 0 means 12 MiB, and one chunk is always
 	// let through.
 	Buffers int64
+	// TOC is where the TOC of an eStargz is thought to begin in its blob, bytes; 0 when nobody knows. It need not be right.
+	TOC int64
+	// Tail is how much of the end of an eStargz is worth reading at once where its TOC's place is not known, bytes: as much as passes
+	// while another request would be waited for. 0 means 2 MiB.
+	Tail int64
 
 	markEvery time.Duration // between two marks of a stream, for tests; 0 means markEvery
 	openTime  time.Duration // for tests; 0 means openTime
@@ -83,6 +88,8 @@ type Layer struct {
 	closed  bool                    // guarded by mu
 	stop    context.CancelCauseFunc // guarded by mu; ends the stream
 
+	small []byte // guarded by mu; a small blob, as it was read; nil when it was not, or is not trusted
+
 	hasty bool // a stream in trouble ends; immutable
 
 	lazily    Mode           // guarded by mu; the mode if a hint that says Full should be wrong, "" when there was none
@@ -113,10 +120,14 @@ func Open(ctx context.Context, d Descriptor, b Blob, o Options) (*Layer, error) 
 		return l, l.settle(LazyIndex, "index made by an earlier pass")
 	}
 	if toc != nil {
-		t, err := readTOC(ctx, &d, b, toc)
+		end := &tail{b: b}
+		t, err := readTOC(ctx, &d, end, toc, &o)
 		switch {
 		case err == nil:
 			l.t = t
+			if l.size <= smallBlob {
+				l.small = end.mem
+			}
 			l.owned.Go(func() { l.keepIndex(toc.digest) }) // nobody waits for the disk
 			return l, l.settle(LazyTOC, "TOC vouched for by the manifest")
 		case !errors.Is(err, errNoTOC):
@@ -316,6 +327,16 @@ func (l *Layer) setTrouble(err error) {
 	defer l.mu.Unlock()
 	l.trouble = err
 	l.stored.wake()
+}
+
+// TOC is where the layer's TOC begins in its blob: what Options.TOC of a later Open may say. It is 0 where there is none.
+func (l *Layer) TOC() int64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.err != nil || !l.sealed || !l.t.form.parts() {
+		return 0
+	}
+	return l.t.toc()
 }
 
 // Progress returns how many of the blob's bytes have been brought here by this Layer, and its size.

@@ -176,12 +176,25 @@ func (l *Layer) openRun(ctx context.Context, r *run) (*runReader, error) {
 		}
 		return src, nil
 	}
+	if src.mem = l.inSmall(r.off, r.end); src.mem != nil {
+		return src, r.checkSpans(src.mem)
+	}
 	src.mem = make([]byte, r.end-r.off)
 	if _, err := l.blob.ReadAt(ctx, src.mem, r.off); err != nil {
 		return nil, fmt.Errorf("read blob [%d,+%d): %w", r.off, len(src.mem), err)
 	}
 	l.have.Add(int64(len(src.mem)))
 	return src, r.checkSpans(src.mem)
+}
+
+// inSmall is the blob's [off, end) where the blob is small and in memory; else nil.
+func (l *Layer) inSmall(off, end int64) []byte {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if off < 0 || off >= end || end > int64(len(l.small)) {
+		return nil
+	}
+	return l.small[off:end]
 }
 
 // checkSpans holds mem, the run's bytes, against the digests of its spans. A span may or may not end with the byte that the

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -65,18 +67,70 @@ func tocOf(d *Descriptor) (p *tocPlace, why string) {
 	return &tocPlace{form: formGzipParts, digest: sum}, ""
 }
 
-// A TOC takes about a hundredth of its blob. One read of a blob's tail should hold it, its footer included.
+// A TOC takes less than a hundredth of its blob, mostly. Where nobody knows its place, one read of a blob's tail should hold it, its
+// footer included; where it does not, another one gets the rest.
 const (
-	minTail  = 128 << 10
+	minTail  = 64 << 10
 	maxTail  = 2 << 20
-	tailPart = 64 // of the blob
+	tailPart = 128 // of the blob
+	// smallBlob is the longest blob that is read as a whole, and kept in memory, bytes: a second request would take longer.
+	smallBlob = 128 << 10
+	// gzipEnd is what goes with a TOC of what is in front of it, bytes: see tocBuilder.ends.
+	gzipEnd = 8
+	// leastTOC is less than any TOC takes with its footer, bytes.
+	leastTOC = 128
 )
 
+// opening is the part of a blob of size bytes that is read first to get at the TOC at p.
+func (p *tocPlace) opening(size int64, o *Options) (off, n int64) {
+	if size <= smallBlob {
+		return 0, size
+	}
+	if p.off > 0 {
+		return p.off, p.len // which may be nonsense
+	}
+	if from := o.TOC - gzipEnd; from > 0 && from < size-leastTOC && size-from <= max(maxTail, size/16) {
+		return from, size - from
+	}
+	most := int64(maxTail)
+	if o.Tail > 0 {
+		most = min(most, max(minTail, o.Tail))
+	}
+	n = min(size, max(minTail, min(most, size/tailPart)))
+	return size - n, n
+}
+
+// Opening says which part of a blob Open would read first, so that somebody can ask for it ahead; n is 0 when it would read
+// nothing, or the layer streams.
+func Opening(d Descriptor, o Options) (off, n int64) {
+	id, err := parseDigest(d.Digest)
+	if err != nil {
+		return 0, 0
+	}
+	p, _ := tocOf(&d)
+	if p == nil || indexed(o.Dir, id, p.digest) || indexed(o.Dir, id, Digest{}) {
+		return 0, 0
+	}
+	if off, n = p.opening(d.Size, &o); off < 0 || n < 0 || n > MaxTOCBlob || off > d.Size-n {
+		return 0, 0
+	}
+	return off, n
+}
+
+// indexed says whether there seems to be an index file.
+func indexed(dir string, layer, toc Digest) bool {
+	if dir == "" {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(dir, indexName(layer, toc)))
+	return err == nil
+}
+
 // readTOC reads the TOC at p and makes a table of it. An errNoTOC says that it cannot be used; any other error that the
-// blob could not be read.
-func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, error) {
-	tail := &tail{b: b}
-	packed, off, err := packedTOC(ctx, tail, p)
+// blob could not be read. What has been read of the blob's end on the way is in tail.
+func readTOC(ctx context.Context, d *Descriptor, tail *tail, p *tocPlace, o *Options) (*table, error) {
+	b := tail.b
+	packed, off, err := packedTOC(ctx, tail, p, o)
 	if err != nil {
 		return nil, err
 	}
@@ -114,13 +168,16 @@ func readTOC(ctx context.Context, d *Descriptor, b Blob, p *tocPlace) (*table, e
 }
 
 // packedTOC returns the TOC as it is stored, and where.
-func packedTOC(ctx context.Context, b *tail, p *tocPlace) (packed []byte, off int64, err error) {
+func packedTOC(ctx context.Context, b *tail, p *tocPlace, o *Options) (packed []byte, off int64, err error) {
 	size := b.b.Size()
 	off, n := p.off, p.len
-	if off == 0 {
-		if err := b.read(ctx, max(minTail, min(maxTail, size/tailPart))); err != nil {
+	if off == 0 || size <= smallBlob {
+		from, _ := p.opening(size, o)
+		if err := b.read(ctx, from); err != nil {
 			return nil, 0, err
 		}
+	}
+	if off == 0 {
 		end := int64(0)
 		if off, end, err = footer(b.mem, size, p.form); err != nil {
 			return nil, 0, err
@@ -129,6 +186,11 @@ func packedTOC(ctx context.Context, b *tail, p *tocPlace) (packed []byte, off in
 	}
 	if off <= 0 || n <= 0 || n > MaxTOCBlob || off > size || n > size-off {
 		return nil, 0, noTOC("its place is not inside of the blob")
+	}
+	if p.form == formGzipParts && off > gzipEnd {
+		if err := b.read(ctx, off-gzipEnd); err != nil {
+			return nil, 0, err
+		}
 	}
 	packed, err = b.at(ctx, off, n)
 	return packed, off, err
@@ -140,12 +202,17 @@ type tail struct {
 	mem []byte
 }
 
-// read brings the last n bytes here.
-func (t *tail) read(ctx context.Context, n int64) error {
-	mem := make([]byte, min(n, t.b.Size()))
-	if _, err := t.b.ReadAt(ctx, mem, t.b.Size()-int64(len(mem))); err != nil {
+// read brings the blob here from offset off on, which is inside of it, as far as it is not here yet.
+func (t *tail) read(ctx context.Context, off int64) error {
+	have := t.b.Size() - int64(len(t.mem))
+	if off >= have {
+		return nil
+	}
+	mem := make([]byte, t.b.Size()-off)
+	if _, err := t.b.ReadAt(ctx, mem[:have-off], off); err != nil {
 		return fmt.Errorf("read the blob's tail: %w", err)
 	}
+	copy(mem[have-off:], t.mem)
 	t.mem = mem
 	return nil
 }

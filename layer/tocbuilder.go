@@ -15,6 +15,8 @@ type tocBuilder struct {
 	next   int64 // the open file is covered so far
 	total  int64
 	zeroes map[int64]Digest
+
+	headers int // of entries behind the last chunk
 }
 
 // add takes the next entry of the TOC.
@@ -31,6 +33,7 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	if err := b.finish(); err != nil {
 		return err
 	}
+	b.headers++
 	entry, err := e.entry()
 	if err != nil {
 		return err
@@ -131,6 +134,7 @@ func (b *tocBuilder) appendChunk(c chunkRec) error {
 	}
 	c.span = uint32(len(t.spans) - 1)
 	t.chunks = append(t.chunks, c)
+	b.headers = 0
 	t.entries[len(t.entries)-1].chunks++
 	b.next += c.len()
 	return nil

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"hash"
 	"io"
+	"math"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"golang.org/x/sys/unix"
@@ -91,6 +93,16 @@ func (b *tocBuilder) addTOC(ctx context.Context, blob *tail, packed int64, chunk
 	return nil
 }
 
+// toc is where the TOC begins that the table was made of: in front of it is what it lists.
+func (t *table) toc() int64 {
+	if last := len(t.entries) - 1; t.form == formGzipParts && last >= 0 && t.name(last) == estargz.TOCTarName {
+		if n := int(t.entries[last].chunk); t.entries[last].chunks > 0 && t.sane(n) {
+			return t.spans[t.chunks[n].span].off
+		}
+	}
+	return t.end
+}
+
 // ends says whether the tar ends before the TOC. Then the member in front of the TOC goes on, after the last file's data
 // and padding, to blocks of zeros.
 func (b *tocBuilder) ends(ctx context.Context, blob *tail) (bool, error) {
@@ -100,6 +112,17 @@ func (b *tocBuilder) ends(ctx context.Context, blob *tail) (bool, error) {
 		c := &t.chunks[n-1]
 		off = t.spans[c.span].off
 		skip = b.inner() + (-(c.offset + c.len()))&(tarBlock-1)
+	}
+	// The last bytes of a gzip member are how many it unpacks to (RFC 1952, 2.3.1). Where that is just what is known to be in it, the
+	// rest of the file and a header for each entry that follows, there is no room for an end; the file itself need not be fetched.
+	if t.end > gzipEnd {
+		foot, err := blob.at(ctx, t.end-gzipEnd, gzipEnd)
+		if err != nil {
+			return false, err
+		}
+		if int64(binary.LittleEndian.Uint32(foot[4:])) == (skip+int64(b.headers)*tarBlock)&math.MaxUint32 {
+			return false, nil
+		}
 	}
 	if t.end-off > maxLast {
 		return false, nil

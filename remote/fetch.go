@@ -66,6 +66,7 @@ func (f *flight) ask(s *source) error {
 
 // take copies n bytes of a body to buf[got:].
 func (f *flight) take(body io.Reader, class priority.Class, got, n int64, watch *watch, s *source) error {
+	all, begun := n, f.blob.client.now()
 	for n > 0 {
 		m, err := body.Read(f.buf[got : got+n])
 		if m > 0 {
@@ -84,6 +85,7 @@ func (f *flight) take(body io.Reader, class priority.Class, got, n int64, watch 
 			return fmt.Errorf("%s: %w", s.host.name, err)
 		}
 	}
+	s.host.link.body(all, f.blob.client.now().Sub(begun))
 	// The end of the body has to be seen, or its connection cannot be used again.
 	var one [1]byte
 	body.Read(one[:])

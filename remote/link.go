@@ -7,8 +7,11 @@ import (
 )
 
 const (
-	minBudget = 4 << 20  // bytes in flight where nothing is known of the link yet
-	maxBudget = 32 << 20 // and at most, however long and fat it is
+	minBudget = 4 << 20 // bytes in flight where nothing is known of the link yet
+	// knownBudget is the least where something is: one range arrives while the next is asked for. What is wanted now shares the link with
+	// all that is in flight.
+	knownBudget = 2 << 20
+	maxBudget   = 32 << 20 // and at most, however long and fat it is
 )
 
 // link is what has been seen of the way to a host: its round trip, how long answers take, and its bandwidth. The zero
@@ -22,6 +25,7 @@ type link struct {
 	rate    float64           // bytes per second, the most seen lately; decays
 	window  time.Time         // start of the current measuring window
 	arrived int64             // bytes in it
+	burst   float64           // bytes per second within one range's body, the most seen lately; decays
 }
 
 const measureWindow = 100 * time.Millisecond
@@ -55,11 +59,36 @@ func (l *link) bytes(now time.Time, n int) {
 	}
 }
 
+// leastBurst is how long a body has to be to say something of the bandwidth, bytes.
+const leastBurst = 256 << 10
+
+// body notes that n bytes arrived within d, as one body.
+func (l *link) body(n int64, d time.Duration) {
+	if n < leastBurst || d <= 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.burst = max(float64(n)/d.Seconds(), l.burst*0.95)
+}
+
+// capacity is the bandwidth as far as it has been seen, bytes per second; 0 while it is not known. A link that is mostly waited
+// for shows what it can only while something arrives.
+func (l *link) capacity() float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(l.rate, l.burst)
+}
+
 // budget is how many bytes in flight keep the link busy: twice the bandwidth-delay product, within bounds.
 func (l *link) budget() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return min(max(int64(2*l.rate*l.rtt.Seconds()), minBudget), maxBudget)
+	least := int64(minBudget)
+	if l.rate > 0 {
+		least = knownBudget
+	}
+	return min(max(int64(2*l.rate*l.rtt.Seconds()), least), maxBudget)
 }
 
 // p95 is the 95th percentile of on-demand times to first byte; 0 while too few have been seen to tell.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
@@ -17,11 +18,18 @@ const maxNesting = 3
 // Resolve finds the image that ref names for the platform of a: one request for the manifest (one more for each index
 // on the way) and one for the config. Every digest is verified.
 func (c *Client) Resolve(ctx context.Context, ref string, a Access) (*Image, error) {
+	return c.ResolveEarly(ctx, ref, a, nil)
+}
+
+// ResolveEarly is Resolve for who has something to do as soon as the manifest is here and verified, which is a round trip before the
+// image is known: it calls early with an Image that has neither Config nor DiffIDs, is early's alone and may yet turn out to be of no
+// use. ResolveEarly returns only after early has.
+func (c *Client) ResolveEarly(ctx context.Context, ref string, a Access, early func(*Image)) (*Image, error) {
 	r, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	img, err := c.resolve(ctx, r, a)
+	img, err := c.resolve(ctx, r, a, early)
 	if err != nil {
 		return nil, resolveError(ctx, r, err)
 	}
@@ -35,7 +43,7 @@ func resolveError(ctx context.Context, r name.Reference, err error) error {
 	return &Error{Op: "resolve", Ref: displayReference(r), Kind: kindOf(err), Cause: trimKind(err), Hint: hint(err, r.Context().RegistryStr())}
 }
 
-func (c *Client) resolve(ctx context.Context, r name.Reference, a Access) (*Image, error) {
+func (c *Client) resolve(ctx context.Context, r name.Reference, a Access, early func(*Image)) (*Image, error) {
 	want, err := parsePlatform(a.Platform)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
@@ -49,11 +57,11 @@ func (c *Client) resolve(ctx context.Context, r name.Reference, a Access) (*Imag
 	if err != nil {
 		return nil, err
 	}
-	return u.image(ctx, r, data, want, a.Platform != "")
+	return u.image(ctx, r, data, want, a.Platform != "", early)
 }
 
-// image goes from the manifest or index that r names to the image.
-func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, want platform, strict bool) (*Image, error) {
+// image goes from the manifest or index that r names to the image. early may be nil: see ResolveEarly.
+func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, want platform, strict bool, early func(*Image)) (*Image, error) {
 	top := digest.FromBytes(data)
 	for depth := 0; ; depth++ {
 		m, err := parseManifest(data)
@@ -80,6 +88,11 @@ func (u *upstream) image(ctx context.Context, r name.Reference, data []byte, wan
 	}
 	if top.String() != img.Digest {
 		img.IndexDigest = top.String()
+	}
+	if early != nil {
+		sketch := *img
+		sketch.Layers = slices.Clone(img.Layers)
+		early(&sketch)
 	}
 	if err := u.addConfig(ctx, img); err != nil {
 		return nil, err
@@ -169,5 +182,5 @@ func (c *Client) revalidate(ctx context.Context, r name.Reference, img *Image, a
 	if data == nil || verify(digest.Digest(known), data) == nil {
 		return img, nil
 	}
-	return u.image(ctx, r, data, want, a.Platform != "")
+	return u.image(ctx, r, data, want, a.Platform != "", nil)
 }

@@ -3,9 +3,14 @@ package remote
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
 )
+
+// backgroundCalm is for how long nobody must have waited for anything from a host before something is fetched from it in the background:
+// who has just waited will probably wait again, and shares the link with what is under way then.
+const backgroundCalm = 200 * time.Millisecond
 
 // scheduler shares one host's connections and bytes in flight among ranges, by strict priority. On-demand ranges may
 // use every connection; the others leave some free, so that an on-demand range never queues behind them, and keep
@@ -13,8 +18,14 @@ import (
 type scheduler struct {
 	conns  int          // most ranges at once; immutable
 	budget func() int64 // most bytes in flight below on-demand; immutable
+	// calm is for how long nobody must have waited for anything before something is fetched in the background; immutable.
+	calm time.Duration
 
 	mu      sync.Mutex
+	demand  int         // of running, those on demand
+	last    time.Time   // when the last of those began or ended
+	since   time.Time   // when a background range was granted last
+	again   *time.Timer // looks again when it is calm; nil while nobody waits for that
 	running int
 	low     int   // of running, those below on-demand
 	lowLeft int64 // bytes those have been granted and that have not arrived
@@ -28,10 +39,12 @@ type ticket struct {
 	ready chan struct{}  // closed when granted
 	held  bool           // granted and not yet released; guarded by scheduler.mu
 	low   bool           // granted below on-demand; guarded by scheduler.mu
+
+	demand bool // granted on demand; guarded by scheduler.mu
 }
 
 func newScheduler(conns int, budget func() int64) *scheduler {
-	return &scheduler{conns: conns, budget: budget}
+	return &scheduler{conns: conns, budget: budget, calm: backgroundCalm}
 }
 
 // enter queues a range of n bytes. The caller waits for ticket.ready and ends with leave, also when it stops waiting.
@@ -53,6 +66,10 @@ func (s *scheduler) leave(t *ticket) {
 	} else {
 		t.held = false
 		s.running--
+		if t.demand {
+			s.demand--
+			s.last = time.Now()
+		}
 		if t.low {
 			s.low--
 			s.lowLeft -= t.n
@@ -113,6 +130,13 @@ func (s *scheduler) admit() {
 				t.low = true
 				s.low++
 				s.lowLeft += t.n
+			} else {
+				t.demand = true
+				s.demand++
+				s.last = time.Now()
+			}
+			if t.class == priority.Background {
+				s.since = time.Now()
 			}
 			close(t.ready)
 		}
@@ -125,8 +149,37 @@ func (s *scheduler) room(t *ticket) bool {
 		return false
 	case t.class == priority.OnDemand:
 		return true
+	case t.class == priority.Background && !s.isCalm():
+		return false
 	case s.low == 0:
 		return true
 	}
 	return s.low < s.conns/2 && s.lowLeft+t.n <= s.budget()
+}
+
+// maxPause is how long the background is kept waiting by those who wait for something, at most, before it gets another range.
+const maxPause = 2 * time.Second
+
+// isCalm says whether nobody has waited for anything for a while. If not it sees to it that somebody looks again.
+func (s *scheduler) isCalm() bool {
+	if s.calm <= 0 {
+		return true
+	}
+	now := time.Now()
+	wait := s.calm
+	if s.demand == 0 {
+		wait -= now.Sub(s.last)
+	}
+	if wait = min(wait, maxPause-now.Sub(s.since)); wait <= 0 {
+		return true
+	}
+	if s.again == nil {
+		s.again = time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.again = nil
+			s.admit()
+		})
+	}
+	return false
 }

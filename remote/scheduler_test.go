@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/priority"
@@ -24,6 +25,7 @@ func granted(t *ticket) bool {
 
 func TestSchedulerOrder(t *testing.T) {
 	s := newScheduler(4, func() int64 { return 100 })
+	s.calm = 0
 	enter := func(c priority.Class) *ticket { return s.enter(c, 10) }
 	b1, b2 := enter(priority.Background), enter(priority.Background)
 	b3 := enter(priority.Background)
@@ -60,6 +62,7 @@ func TestSchedulerOrder(t *testing.T) {
 
 func TestSchedulerBudget(t *testing.T) {
 	s := newScheduler(20, func() int64 { return 100 })
+	s.calm = 0
 	big := s.enter(priority.Background, 1000)
 	if !granted(big) {
 		t.Error("a range over the budget waits for ever")
@@ -81,6 +84,7 @@ func TestSchedulerBudget(t *testing.T) {
 func TestSchedulerRandomly(t *testing.T) {
 	const conns, budget = 6, 50
 	s := newScheduler(conns, func() int64 { return budget })
+	s.calm = 0
 	var mu sync.Mutex
 	running, low, bytes := 0, 0, int64(0)
 	var wg sync.WaitGroup
@@ -280,4 +284,43 @@ func TestClosedClient(t *testing.T) {
 	if _, err := c.Resolve(context.Background(), s.Host()+"/a/b:1", amd64); !errors.Is(err, ErrClosed) {
 		t.Errorf("Resolve: %v", err)
 	}
+}
+
+// The background waits until nobody has waited for anything for a while, but not for ever.
+func TestSchedulerCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScheduler(20, func() int64 { return 1 << 20 })
+		s.leave(s.enter(priority.Background, 1))
+		demand := s.enter(priority.OnDemand, 10)
+		rest, soon := s.enter(priority.Background, 10), s.enter(priority.Predicted, 10)
+		if !granted(demand) || granted(rest) || !granted(soon) {
+			t.Fatalf("on demand %v, background %v, predicted %v", granted(demand), granted(rest), granted(soon))
+		}
+		s.leave(demand)
+		time.Sleep(backgroundCalm / 2)
+		again := s.enter(priority.OnDemand, 10)
+		s.leave(again)
+		time.Sleep(backgroundCalm / 2)
+		if synctest.Wait(); granted(rest) {
+			t.Error("somebody has just waited")
+		}
+		time.Sleep(backgroundCalm)
+		if synctest.Wait(); !granted(rest) {
+			t.Error("it is calm")
+		}
+		s.leave(rest)
+		demand = s.enter(priority.OnDemand, 10)
+		late := s.enter(priority.Background, 10)
+		time.Sleep(maxPause - backgroundCalm)
+		if synctest.Wait(); granted(late) {
+			t.Error("somebody waits")
+		}
+		time.Sleep(2 * backgroundCalm)
+		if synctest.Wait(); !granted(late) {
+			t.Error("the background waits for ever")
+		}
+		for _, x := range []*ticket{demand, late, soon} {
+			s.leave(x)
+		}
+	})
 }

@@ -18,9 +18,13 @@ const (
 	// A sandbox's launcher says when it has started, which is when it first prints something. One that never prints is
 	// waited for longer: it may be computing, and an emulated processor computes slowly.
 	sandboxQuiet = 15 * time.Second
-	// A layer of which half has been asked for is fetched whole, in large requests, before anything else that nobody has
-	// asked for: most of it will be read, and at worst twice as much is fetched as was needed.
-	wholeShare = 2
+	// A layer of which three quarters have been asked for is fetched whole, in large requests, before anything else that nobody has
+	// asked for: most of it will be read, and at worst a third more is fetched than was needed.
+	wholeOf, wholeIn = 3, 4
+	// So is one whose reads have cost so many times the time in round trips that all of the rest would take on the wire: on a long
+	// and fat link whole layers come sooner than a start's reads, one after the other.
+	wholeTimes  = 2
+	leastMisses = 8 // that say something about the next ones
 )
 
 // Values of config.json's cache.background.
@@ -63,12 +67,12 @@ func (d *daemon) attend(ctx context.Context, o *openImage, quiet time.Duration) 
 	}
 }
 
-// whole has those layers of o fetched whole of which much has been read.
+// whole has those layers of o fetched whole of which much has been read, or of which that is the quickest way to have what will be.
 func (c *completer) whole(o *openImage) {
-	touched := o.tree.Touched()
+	touched, misses := o.tree.Touched(), o.tree.Misses()
 	much := make(map[*openLayer]bool, len(o.layers))
 	for i, l := range o.layers {
-		if mode, _ := l.Mode(); mode != layer.Full && touched[i]*wholeShare >= l.blob.Size() {
+		if mode, _ := l.Mode(); mode != layer.Full && (touched[i]*wholeIn >= l.blob.Size()*wholeOf || l.slowerByReads(misses[i])) {
 			much[l] = true
 		}
 	}
@@ -76,6 +80,35 @@ func (c *completer) whole(o *openImage) {
 		c.start(o, priority.Predicted, func(l *openLayer) bool { return much[l] })
 	}
 }
+
+// slowerByReads tells whether so many reads of l, each of which had to be waited for, have taken longer than fetching the rest of l would.
+func (l *openLayer) slowerByReads(misses int64) bool {
+	kept, ok := l.blob.(*keptBlob)
+	if !ok || misses < leastMisses {
+		return false
+	}
+	have, all := l.Progress()
+	bandwidth := kept.Bandwidth()
+	return bandwidth > 0 && float64(misses)*kept.Latency().Seconds() >= wholeTimes*float64(all-have)/bandwidth
+}
+
+// guesses has o's tree fetch what lies beside the chunks that a start waits for, of which nothing is known.
+func (o *openImage) guesses() {
+	o.tree.Guess(func(i int) int64 {
+		kept, ok := o.layers[i].blob.(*keptBlob)
+		if !ok {
+			return 0
+		}
+		bandwidth := kept.Bandwidth()
+		if bandwidth == 0 {
+			bandwidth = tailRate
+		}
+		return int64(min(bandwidth*kept.Latency().Seconds(), maxGuess))
+	})
+}
+
+// maxGuess is the most that is fetched beside one chunk, bytes of a blob.
+const maxGuess = 4 << 20
 
 // rest has what is missing of o fetched, unless nobody wants that.
 func (d *daemon) rest(o *openImage) {

@@ -82,18 +82,6 @@ func (im *images) localBlob(l remote.Layer) (*localBlob, error) {
 	return &localBlob{f: f, digest: l.Digest, size: l.Size}, nil
 }
 
-// blobOf is where the bytes of layer l of img come from. The caller closes it.
-func (im *images) blobOf(c *remote.Client, img *remote.Image, l remote.Layer, a remote.Access) (layerBlob, error) {
-	b, err := im.localBlob(l)
-	if err != nil {
-		return nil, err
-	}
-	if b != nil {
-		return b, nil
-	}
-	return &keptBlob{Blob: c.Blob(img, l, a), partials: &im.partials}, nil
-}
-
 // verifyBlobs holds the blobs that have been loaded against their digests and removes those that are wrong.
 func (im *images) verifyBlobs(ctx context.Context) (v api.Verified, err error) {
 	names, err := cached(im.home.Cache("blobs"), nil)

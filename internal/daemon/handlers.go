@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -184,13 +185,14 @@ func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	out := newEvents(w)
-	img, err := d.images.resolve(r.Context(), req.ImageRequest)
+	asked := d.images.aheadOf(nil, req.Access)
+	img, err := d.images.resolveEarly(r.Context(), req.ImageRequest, func(img *remote.Image) { asked.begin(r.Context(), img) })
 	if err != nil {
-		return err
+		return errors.Join(err, asked.close())
 	}
 	desc := describeImage(img, nil)
 	out.send(api.Event{Name: api.EventResolved, Image: &desc})
-	if err := d.mount(r.Context(), img, req, out); err != nil {
+	if err := d.mount(r.Context(), img, req, asked, out); err != nil {
 		out.fail(err)
 		return nil
 	}
@@ -198,9 +200,9 @@ func (d *daemon) postMount(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// mount opens img and mounts it as req says. The mount lasts until somebody unmounts it.
-func (d *daemon) mount(ctx context.Context, img *remote.Image, req api.MountRequest, out *events) error {
-	o, base, err := d.images.acquire(ctx, img, req.Access)
+// mount opens img, of which something has been asked for already, and mounts it as req says. The mount lasts until somebody unmounts it.
+func (d *daemon) mount(ctx context.Context, img *remote.Image, req api.MountRequest, asked *ahead, out *events) error {
+	o, base, err := d.images.acquireAhead(ctx, img, asked)
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,12 @@ type openLayer struct {
 // resolve returns the image that req names, as its pull policy says. Only policy always, and an image that is not cached,
 // touch the network.
 func (im *images) resolve(ctx context.Context, req api.ImageRequest) (*remote.Image, error) {
+	return im.resolveEarly(ctx, req, nil)
+}
+
+// resolveEarly is resolve that calls early, if it is not nil, as soon as the manifest of an image that is not cached is here: see
+// remote.Client.ResolveEarly.
+func (im *images) resolveEarly(ctx context.Context, req api.ImageRequest, early func(*remote.Image)) (*remote.Image, error) {
 	ref, err := remote.Normalize(req.Image)
 	if err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func (im *images) resolve(ctx context.Context, req api.ImageRequest) (*remote.Im
 	}
 	var img *remote.Image
 	if cached == nil {
-		img, err = client.Resolve(ctx, ref, access)
+		img, err = client.ResolveEarly(ctx, ref, access, early)
 	} else {
 		img, err = client.Revalidate(ctx, cached, access)
 	}
@@ -110,19 +116,26 @@ func (im *images) resolve(ctx context.Context, req api.ImageRequest) (*remote.Im
 // acquire opens img, or joins whoever has it open. It returns as soon as every layer can be looked into or streams,
 // with the number of bytes that had been fetched for its layers before it was called. The caller releases the image.
 func (im *images) acquire(ctx context.Context, img *remote.Image, a api.Access) (*openImage, int64, error) {
+	return im.acquireAhead(ctx, img, im.ahead(a))
+}
+
+// acquireAhead is acquire with what a has asked for, or will. It closes a.
+func (im *images) acquireAhead(ctx context.Context, img *remote.Image, a *ahead) (_ *openImage, _ int64, err error) {
+	defer func() { err = errors.Join(err, a.close()) }()
 	if o := im.join(img.Digest, nil); o != nil {
 		return o, o.fetched(), nil
 	}
+	a.begin(ctx, img)
+	a.wait(img) // before space: who removes something may stand between the two
 	im.space.RLock()
 	defer im.space.RUnlock()
-	client, access, err := im.registries.client(a)
+	client, access, err := im.registries.client(a.access)
 	if err != nil {
 		return nil, 0, err
 	}
-	im.seekIndexes(ctx, img, a)
 	fresh := &openImage{Image: img, refs: 1}
 	before := im.layersFetched()
-	if fresh.layers, err = im.acquireLayers(ctx, client, img, access); err != nil {
+	if fresh.layers, err = im.acquireLayers(ctx, client, img, access, a); err != nil {
 		return nil, 0, err
 	}
 	shown := &spanImage{spans: im.spans}
@@ -197,14 +210,14 @@ func (im *images) treeFile(digest string) string {
 }
 
 // acquireLayers opens img's layers all at once: every one of them needs a round trip or a stream of its own.
-func (im *images) acquireLayers(ctx context.Context, c *remote.Client, img *remote.Image, a remote.Access) ([]*openLayer, error) {
+func (im *images) acquireLayers(ctx context.Context, c *remote.Client, img *remote.Image, a remote.Access, asked *ahead) ([]*openLayer, error) {
 	out := make([]*openLayer, len(img.Layers))
 	errs := make([]error, len(img.Layers))
 	var wg sync.WaitGroup
 	for i, d := range img.Layers {
 		wg.Go(func() {
 			errs[i] = recovered(im.log, func() (err error) {
-				out[i], err = im.acquireLayer(ctx, c, img, d, a)
+				out[i], err = im.acquireLayer(ctx, c, img, d, a, asked)
 				return err
 			})
 		})
@@ -236,18 +249,17 @@ func firstError(errs []error) error {
 // streamBuffers is what the layers of one image that stream may buffer together, bytes, as long as each has room for one chunk.
 const streamBuffers = 48 << 20
 
-func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remote.Image, d remote.Layer, a remote.Access) (*openLayer, error) {
+func (im *images) acquireLayer(ctx context.Context, c *remote.Client, img *remote.Image, d remote.Layer, a remote.Access, asked *ahead) (*openLayer, error) {
 	if l := im.joinLayer(d.Digest, nil); l != nil {
 		return l, nil
 	}
-	blob, err := im.blobOf(c, img, d, a)
+	blob, o, err := asked.open(c, img, d, a)
 	if err != nil {
 		return nil, err
 	}
 	fresh := &openLayer{desc: descriptor(d), blob: blob, lease: im.cache.Lease(), refs: 1}
-	fresh.Layer, err = layer.Open(ctx, fresh.desc, im.spans.blob(fresh.streamed(ctx, im.home.Cache("layers")), d.Digest), layer.Options{
-		Dir: im.home.Cache("layers"), Chunks: leasedStore{im.cache, fresh.lease}, Buffers: streamBuffers / int64(len(img.Layers)),
-	})
+	o.Chunks, o.Buffers = leasedStore{im.cache, fresh.lease}, streamBuffers/int64(len(img.Layers))
+	fresh.Layer, err = layer.Open(ctx, fresh.desc, im.spans.blob(fresh.streamed(ctx, o.Dir), d.Digest), o)
 	if err != nil {
 		fresh.lease.Release()
 		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
@@ -320,6 +332,20 @@ func (im *images) joinLayer(digest string, fresh *openLayer) *openLayer {
 		im.layers[digest] = fresh
 	}
 	return fresh
+}
+
+// isOpen tells whether img is open.
+func (im *images) isOpen(img *remote.Image) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.open[img.Digest] != nil
+}
+
+// layerOpen tells whether the layer of that digest is open.
+func (im *images) layerOpen(digest string) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.layers[digest] != nil
 }
 
 // use counts one more mount or sandbox of o.

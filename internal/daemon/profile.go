@@ -48,6 +48,7 @@ func newMountStart(o *openImage, p profiles) (*start, error) {
 // prefetch brings what the start will need, ahead of it: what starts of that command have needed before, or what the image
 // itself gives away. It returns when all of it is here or ctx ends.
 func (s *start) prefetch(ctx context.Context) error {
+	defer s.image.dropAhead()
 	profile, err := s.profiles.get(s.image.Digest, s.key)
 	if err != nil {
 		return err
@@ -58,6 +59,7 @@ func (s *start) prefetch(ctx context.Context) error {
 		}
 	}
 	if len(profile) == 0 && !s.image.streams() {
+		s.image.guesses()
 		if profile, err = s.image.tree.Landmarks(ctx); err != nil {
 			return err
 		}
@@ -76,7 +78,37 @@ func (s *start) learn() error {
 	if len(run) == 0 {
 		return nil // nothing was started: it says nothing about a start
 	}
-	return s.profiles.put(s.image.Digest, s.key, fs.Learn(profile, run))
+	profile = fs.Learn(profile, run)
+	return s.profiles.put(s.image.Digest, s.image.record(s.key, profile))
+}
+
+// record is what is kept of a profile: it says also where the blobs' bytes are, so that a later start can ask for them before it knows
+// what is in the layers.
+func (o *openImage) record(argv []string, profile []fs.Touch) profileRecord {
+	rec := profileRecord{Argv: argv, Touches: profile, TOCs: make([]int64, len(o.layers))}
+	for i, l := range o.layers {
+		rec.TOCs[i] = l.TOC()
+	}
+	left := int64(maxAhead)
+	for _, r := range o.tree.Ranges(profile) {
+		if left -= r.To - r.From; left < 0 {
+			break
+		}
+		rec.Ranges = append(rec.Ranges, r)
+	}
+	return rec
+}
+
+// maxAhead is how much of blobs is asked for before it is known what is in the layers, bytes. It waits in memory until then.
+const maxAhead = 16 << 20
+
+// dropAhead gives up what was asked for ahead and nobody has read.
+func (o *openImage) dropAhead() {
+	for _, l := range o.layers {
+		if kept, ok := l.blob.(*keptBlob); ok {
+			kept.DropAhead()
+		}
+	}
 }
 
 // streams tells whether some layer of o is being streamed: then everything comes as fast as it can already.
@@ -96,6 +128,8 @@ type profiles struct{ db *badger.DB }
 type profileRecord struct {
 	Argv    []string   `json:"argv"` // null: the use of a mount
 	Touches []fs.Touch `json:"touches"`
+	TOCs    []int64    `json:"tocs,omitempty"`   // where each layer's TOC begins in its blob; 0 where it has none
+	Ranges  []fs.Range `json:"ranges,omitempty"` // of blobs: where the first of the touches are, no more than maxAhead
 }
 
 // profileKey is where the profile of argv in an image is kept.
@@ -108,23 +142,27 @@ func profileKey(digest string, argv []string) []byte {
 // get returns the profile of argv in the image of that manifest digest; none is no error, and neither is one that cannot be
 // read any more.
 func (p profiles) get(digest string, argv []string) ([]fs.Touch, error) {
-	var b json.RawMessage
-	if _, err := pins(p).read(profileKey(digest, argv), &b); err != nil {
-		return nil, err
-	}
-	var rec profileRecord
-	if json.Unmarshal(b, &rec) != nil {
-		return nil, nil
-	}
-	return rec.Touches, nil
+	rec, err := p.record(digest, argv)
+	return rec.Touches, err
 }
 
-func (p profiles) put(digest string, argv []string, profile []fs.Touch) error {
-	b, err := json.Marshal(profileRecord{argv, profile})
+func (p profiles) record(digest string, argv []string) (rec profileRecord, err error) {
+	var b json.RawMessage
+	if _, err := pins(p).read(profileKey(digest, argv), &b); err != nil {
+		return rec, err
+	}
+	if json.Unmarshal(b, &rec) != nil {
+		return profileRecord{}, nil
+	}
+	return rec, nil
+}
+
+func (p profiles) put(digest string, rec profileRecord) error {
+	b, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	err = p.db.Update(func(tx *badger.Txn) error { return tx.Set(profileKey(digest, argv), b) })
+	err = p.db.Update(func(tx *badger.Txn) error { return tx.Set(profileKey(digest, rec.Argv), b) })
 	if err != nil {
 		return fmt.Errorf("remember start-up profile: %w", err)
 	}
@@ -216,9 +254,24 @@ func (p profiles) adopt(digest string, data []byte) error {
 		if n > maxArgv || len(known) > 0 || len(sound) == 0 {
 			continue
 		}
-		if err := p.put(digest, rec.Argv, sound); err != nil {
+		rec.Touches = sound
+		rec.TOCs = rec.TOCs[:min(len(rec.TOCs), fs.MaxLayers)]
+		rec.Ranges = sane(rec.Ranges)
+		if err := p.put(digest, rec); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// sane is as much of what somebody says are ranges of blobs as is worth keeping.
+func sane(ranges []fs.Range) []fs.Range {
+	left := int64(maxAhead)
+	for i, r := range ranges {
+		if r.From < 0 || r.To <= r.From || r.To-r.From > left {
+			return ranges[:i]
+		}
+		left -= r.To - r.From
+	}
+	return ranges
 }

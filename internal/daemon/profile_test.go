@@ -36,11 +36,11 @@ func TestProfilesTravel(t *testing.T) {
 		if what != "" {
 			argv = strings.Fields(what)
 		}
-		if err := here.put(image, argv, touches); err != nil {
+		if err := here.put(image, profileRecord{Argv: argv, Touches: touches}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := here.put("sha256:aab", []string{"other"}, run); err != nil {
+	if err := here.put("sha256:aab", profileRecord{Argv: []string{"other"}, Touches: run}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := here.export(image)
@@ -51,7 +51,7 @@ func TestProfilesTravel(t *testing.T) {
 		t.Error("exported twice, they differ")
 	}
 	own := []fs.Touch{{ID: 3<<24 | 1}}
-	if err := there.put(image, nil, own); err != nil {
+	if err := there.put(image, profileRecord{Argv: nil, Touches: own}); err != nil {
 		t.Fatal(err)
 	}
 	if err := there.adopt(image, b); err != nil {

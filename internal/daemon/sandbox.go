@@ -188,7 +188,11 @@ func (d *daemon) openSandbox(ctx context.Context, s *sandbox, req api.SandboxReq
 	}
 	desc := describeImage(img, nil)
 	out.send(api.Event{Name: api.EventResolved, Image: &desc})
-	o, base, err := d.images.acquire(ctx, img, req.Access)
+	asked := d.images.ahead(req.Access)
+	if st, err := newStart(&openImage{Image: img}, req, profiles{}); err == nil {
+		asked = d.images.aheadOf(st.key, req.Access)
+	}
+	o, base, err := d.images.acquireAhead(ctx, img, asked)
 	if err != nil {
 		return nil, err
 	}
