@@ -127,6 +127,9 @@ func (f *FS) copyUp(ctx context.Context, n *node) error {
 	if n.up.Load() {
 		return nil
 	}
+	if err := f.settled(ctx, n); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	return f.copyUpLocked(ctx, n)

@@ -68,7 +68,8 @@ type FS struct {
 	tableMu sync.Mutex
 	table   map[uint64]*node // by FUSE's node id; guarded by tableMu
 
-	indexed atomic.Bool // index/ may hold something
+	indexed  atomic.Bool // index/ may hold something
+	rootless atomic.Bool // the root has no attributes of its own yet; see root.go
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -76,7 +77,7 @@ var _ fuse.RawFileSystem = (*FS)(nil)
 // New puts the upper directory dir, which must exist, over lower. An empty directory becomes a new upper. The caller
 // closes the FS when nothing serves it any more, and then the lower.
 func New(lower Lower, dir string, o Options) (*FS, error) {
-	u, err := openUpper(lower, dir, o)
+	u, err := openUpper(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +104,11 @@ func New(lower Lower, dir string, o Options) (*FS, error) {
 	f.handles.pin(&u.index, u.indexHandle)
 	f.handles.pin(&u.ranges, u.rangesHandle)
 	f.indexed.Store(!u.indexEmpty)
+	f.rootless.Store(m.over == nil)
+	if err := f.adoptRoot(context.Background(), false); err != nil {
+		u.close()
+		return nil, fmt.Errorf("open upper %s: take over the root directory: %w", dir, err)
+	}
 	return f, nil
 }
 

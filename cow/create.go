@@ -45,6 +45,9 @@ func (f *FS) create(ctx context.Context, dir uint64, name string, l looks, umask
 		return err
 	}
 	b := f.beneath(ctx, p, name)
+	if err := f.settled(ctx, p); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	was, err := f.resolve(p, name, &b)
@@ -264,6 +267,9 @@ func (f *FS) tmpfile(ctx context.Context, in *fuse.CreateIn, out *fuse.CreateOut
 		return err
 	}
 	l := looks{mode: in.Mode&07777 | unix.S_IFREG, uid: in.Uid, gid: in.Gid}
+	if err := f.settled(ctx, p); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	if p.gone {

@@ -125,6 +125,9 @@ func (d *differ) linked() error {
 }
 
 func (d *differ) root() error {
+	if err := d.f.adoptRoot(d.ctx, true); err != nil {
+		return err
+	}
 	same, err := d.same(d.f.root, fs.Root)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package cow
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,9 @@ func (f *FS) link(ctx context.Context, in *fuse.LinkIn, name string, out *fuse.E
 		return err
 	}
 	b := f.beneath(ctx, p, name)
+	if err := errors.Join(f.settled(ctx, p), f.settled(ctx, n)); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	switch _, err := f.resolve(p, name, &b); {

@@ -121,9 +121,15 @@ func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 	if err != nil {
 		return fail(err)
 	}
+	ctx := request(cancel)
+	if n == f.root {
+		if err := f.adoptRoot(ctx, false); err != nil {
+			return fail(err)
+		}
+	}
 	f.tree.RLock()
 	defer f.tree.RUnlock()
-	return fail(f.answerAttr(request(cancel), n, out))
+	return fail(f.answerAttr(ctx, n, out))
 }
 
 func (f *FS) answerAttr(ctx context.Context, n *node, out *fuse.AttrOut) error {

@@ -23,6 +23,9 @@ func (f *FS) unlink(ctx context.Context, dir uint64, name string) error {
 		return err
 	}
 	b := f.beneath(ctx, p, name)
+	if err := f.settled(ctx, p); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	c, n, err := f.held(p, name, &b)
@@ -180,6 +183,9 @@ func (f *FS) rmdir(ctx context.Context, dir uint64, name string) error {
 		return err
 	}
 	b := f.beneath(ctx, p, name)
+	if err := f.settled(ctx, p); err != nil {
+		return err
+	}
 	// The lower may make one wait for its list: without a lock.
 	seen, err := f.hiddenBelow(ctx, p, name, &b)
 	if err != nil {

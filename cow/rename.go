@@ -89,7 +89,12 @@ func (f *FS) end(ctx context.Context, dir uint64, name string) (e end, err error
 	}
 	e.name = name
 	e.b = f.beneath(ctx, e.p, name)
-	return e, nil
+	if e.b.id != 0 && uncertain(&e.b.attr) { // it may be copied up
+		if err := f.wholeBelow(ctx, e.b.id); err != nil {
+			return e, err
+		}
+	}
+	return e, f.settled(ctx, e.p)
 }
 
 // mayRename checks what rename(2) lists. tree is locked.

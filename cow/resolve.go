@@ -209,6 +209,12 @@ func (f *FS) upperAttr(ctx context.Context, n *node, st *unix.Stat_t, out *fuse.
 	switch {
 	case n.kind == unix.S_IFDIR && n.lower != 0:
 		out.Nlink, provisional, err = f.countDir(ctx, n, st)
+		if err == nil && n == f.root && n.over == nil {
+			var a fs.Attr
+			a, err = f.lower.Attr(ctx, fs.Root)
+			borrowed(&a, st, out)
+			provisional = true
+		}
 		return provisional, err
 	case n.links != nil:
 		a, err := f.lower.Attr(ctx, n.lower)

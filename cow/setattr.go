@@ -29,6 +29,9 @@ func (f *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn, out *fuse
 			return err
 		}
 	}
+	if err := f.mayChange(ctx, n); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	if err := f.change(ctx, n, &in.SetAttrInCommon); err != nil {

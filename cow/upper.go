@@ -2,7 +2,6 @@ package cow
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,8 +10,6 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/microsandbox/msb-fs/fs"
 )
 
 // upper is the upper directory: its descriptors, and what its host lets us do there.
@@ -44,7 +41,7 @@ type format struct {
 
 const formatVersion = 1
 
-func openUpper(lower Lower, dir string, o Options) (_ *upper, err error) {
+func openUpper(dir string, o Options) (_ *upper, err error) {
 	u := &upper{path: dir, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), umask: umask()}
 	defer func() {
 		if err != nil {
@@ -87,11 +84,11 @@ func openUpper(lower Lower, dir string, o Options) (_ *upper, err error) {
 	}
 	u.owners = !o.noOwners && u.canOwn()
 	u.devices = !o.noDevices && u.canDevices()
-	return u, u.adopt(lower, empty, o.LowerDigest)
+	return u, u.adopt(empty, o.LowerDigest)
 }
 
-// adopt checks that the upper belongs to lower, and makes it do so where it is new.
-func (u *upper) adopt(lower Lower, empty bool, digest string) error {
+// adopt checks that the upper belongs to the lower of that digest, and makes it do so where it is new.
+func (u *upper) adopt(empty bool, digest string) error {
 	form := "file"
 	if u.devices {
 		form = "device"
@@ -104,7 +101,7 @@ func (u *upper) adopt(lower Lower, empty bool, digest string) error {
 		if !empty {
 			was.Whiteouts = "both" // somebody else's upper, or a layer unpacked
 		}
-		if err := u.adoptRoot(lower); err != nil {
+		if err := u.newRoot(); err != nil {
 			return err
 		}
 	case err != nil:
@@ -132,34 +129,6 @@ func (u *upper) adopt(lower Lower, empty bool, digest string) error {
 		return err
 	}
 	return u.writeSmall("format.json", now)
-}
-
-// adoptRoot gives the new upper's root the attributes that the lower's root shows. They are all in records: the directory
-// itself keeps out everybody else on the host.
-func (u *upper) adoptRoot(lower Lower) error {
-	ctx := context.Background()
-	a, err := lower.Attr(ctx, fs.Root)
-	if err != nil {
-		return err
-	}
-	root := place{u.top.fd, "."}
-	var st unix.Stat_t
-	if err := unix.Fstat(u.top.fd, &st); err != nil {
-		return err
-	}
-	if err := copyXattrs(ctx, lower, fs.Root, unix.S_IFDIR, func(name string, value []byte) error {
-		return root.setxattr(name, value, 0)
-	}); err != nil {
-		return err
-	}
-	over := override{uid: a.UID, gid: a.GID, mode: a.Mode}
-	if err := root.setxattr(overrideXattr, []byte(over.format(st.Mode)), 0); err != nil {
-		return fmt.Errorf("its file system must have extended attributes: %w", err)
-	}
-	if err := unix.Fchmod(u.top.fd, 0o700); err != nil {
-		return err
-	}
-	return root.utimes(timesOf(a))
 }
 
 // subdir opens, or first makes, a private directory.

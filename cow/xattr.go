@@ -98,7 +98,7 @@ func (f *FS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string, des
 	}
 	f.tree.RLock()
 	defer f.tree.RUnlock()
-	if !n.up.Load() {
+	if !n.up.Load() || n == f.root && f.rootless.Load() {
 		v, err := f.lower.Getxattr(request(cancel), n.lower, attr)
 		return deliver(v, dest, err)
 	}
@@ -150,7 +150,7 @@ func (f *FS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (u
 func (f *FS) listXattrs(ctx context.Context, n *node) (names []string, err error) {
 	f.tree.RLock()
 	defer f.tree.RUnlock()
-	if !n.up.Load() {
+	if !n.up.Load() || n == f.root && f.rootless.Load() {
 		return f.lower.Listxattr(ctx, n.lower)
 	}
 	p, mode, done, err := f.xattrAt(n)
@@ -196,7 +196,7 @@ func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) 
 		return fail(err)
 	}
 	ctx := request(cancel)
-	if !n.up.Load() {
+	if !n.up.Load() || n == f.root && f.rootless.Load() {
 		if _, err := f.lower.Getxattr(ctx, n.lower, attr); err != nil {
 			return fail(err)
 		}
@@ -220,6 +220,9 @@ func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) 
 
 // changeXattr calls change, with tree locked, on n's place in the upper.
 func (f *FS) changeXattr(ctx context.Context, n *node, attr string, change func(p place, host string) error) error {
+	if err := f.mayChange(ctx, n); err != nil {
+		return err
+	}
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	if err := f.copyUpLocked(ctx, n); err != nil {
