@@ -54,7 +54,8 @@ soak-crash: deps build ## kill the daemon under load MSB_CRASHES (200) times and
 	MSB_CRASHES=$${MSB_CRASHES:-200} $(GO) test -count=1 -timeout 2h -v -run DaemonKilledAtRandom ./internal/e2e
 
 .PHONY: soak-cow
-soak-cow: deps ## about an hour of random writes to writable mounts: a file against a model, trees against overlayfs, kills at every step
+soak-cow: deps ## about an hour of random writes to writable mounts: a file against a model, trees against overlayfs, kills at every step, crowds
+	$(GO) test ./cow -count 1 -timeout 180m -v -run 'TestDeepTree|TestCrowdedDirectory|TestManyFiles' -crowd.entries 1000000 -crowd.files $${MSB_FILES:-10000000}
 	$(GO) test ./cow -count 1 -timeout 180m -run 'TestFsx|TestInPlace|TestAgainstOverlayfs|TestKillAtEveryStep' -fsx.ops 200000 -fsx.seed $$(date +%s) -rapid.checks 500
 
 .PHONY: soak-oracle

@@ -19,8 +19,13 @@ import (
 // there, whatever the upper made of them; and from upperOffset on those that only the upper has, at the hash of each.
 const upperOffset = 1 << 62
 
-// maxListings is how many upper directories' sorted names are kept.
-const maxListings = 32
+// Of at most maxListings upper directories are sorted names kept, maxKept altogether, and of each at most maxListed at a
+// time: a larger directory is read once more for every so many names.
+const (
+	maxListings = 32
+	maxListed   = 1 << 17
+	maxKept     = 2 * maxListed
+)
 
 // listings keeps the names of upper directories that are being read. The zero value is empty.
 type listings struct {
@@ -29,31 +34,40 @@ type listings struct {
 	once sync.Once
 	byN  map[*node]*list.Element // of *listing
 	used list.List               // most recently used in front
+	kept int                     // names in all of them
+	most int                     // names of one listing; 0 is maxListed. Immutable
 }
 
-// listing is the names in an upper directory, in the order of their offsets.
+// listing is names in an upper directory, in the order of their offsets: all of those after one offset, up to another.
 type listing struct {
-	n     *node
-	names []listed
-	stale bool // names have come since; those that went are found out when asked for
+	n           *node
+	names       []listed
+	after, upTo uint64
+	stale       bool // names have come since; those that went are found out when asked for
 }
+
+// endOffset is after all offsets.
+const endOffset = 1<<63 - 1
 
 type listed struct {
 	offset uint64
 	name   string
 }
 
-// get returns n's listing, and whether it is up to date.
-func (l *listings) get(n *node) (names []listed, fresh bool) {
+// get returns n's listing if it can say what comes after offset off. Whoever begins is shown what is there now.
+func (l *listings) get(n *node, off uint64) *listing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.byN[n]
 	if e == nil {
-		return nil, false
+		return nil
+	}
+	li := e.Value.(*listing)
+	if li.names == nil || li.stale && off < upperOffset || off < li.after || off >= li.upTo {
+		return nil
 	}
 	l.used.MoveToFront(e)
-	li := e.Value.(*listing)
-	return li.names, !li.stale
+	return li
 }
 
 // begin announces a new listing of n: changes from now on make it stale.
@@ -73,10 +87,17 @@ func (l *listings) begin(n *node) *listing {
 	return li
 }
 
-func (l *listings) finish(li *listing, names []listed) {
+func (l *listings) finish(li *listing, names []listed, after, upTo uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	li.names = names
+	li.names, li.after, li.upTo = names, after, upTo
+	if e := l.byN[li.n]; e == nil || e.Value.(*listing) != li {
+		return // others have begun anew meanwhile
+	}
+	l.kept += len(names)
+	for l.kept > maxKept && l.used.Len() > 1 {
+		l.remove(l.used.Back().Value.(*listing).n)
+	}
 }
 
 func (l *listings) changed(n *node) {
@@ -95,6 +116,7 @@ func (l *listings) drop(n *node) {
 
 func (l *listings) remove(n *node) {
 	if e := l.byN[n]; e != nil {
+		l.kept -= len(e.Value.(*listing).names)
 		l.used.Remove(e)
 		delete(l.byN, n)
 	}
@@ -206,13 +228,24 @@ func (r *reading) lowerNames(ctx context.Context, from int) (full bool, err erro
 
 // upperNames lists the names that only the upper has, after offset off.
 func (r *reading) upperNames(ctx context.Context, off uint64) error {
-	names, fresh := r.f.listings.get(r.n)
-	if names == nil || !fresh && off < upperOffset {
-		var err error
-		if names, err = r.f.list(r.n); err != nil {
+	for off < endOffset {
+		li := r.f.listings.get(r.n, off)
+		if li == nil {
+			var err error
+			if li, err = r.f.list(r.n, off); li == nil || err != nil {
+				return err
+			}
+		}
+		if full, err := r.someNames(ctx, li.names, off); full || err != nil {
 			return err
 		}
+		off = li.upTo
 	}
+	return nil
+}
+
+// someNames is upperNames of one listing.
+func (r *reading) someNames(ctx context.Context, names []listed, off uint64) (full bool, err error) {
 	i, found := slices.BinarySearchFunc(names, off, func(l listed, off uint64) int { return cmp.Compare(l.offset, off) })
 	if found {
 		i++
@@ -225,17 +258,17 @@ func (r *reading) upperNames(ctx context.Context, off uint64) error {
 			}
 			b := r.f.beneath(ctx, r.n, names[i].name)
 			if b.err != nil {
-				return b.err
+				return false, b.err
 			}
 			if b.id == 0 {
 				batch = append(batch, candidate{names[i].name, names[i].offset, b})
 			}
 		}
 		if full, err := r.emit(ctx, batch); full || err != nil {
-			return err
+			return full, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // emit adds those names to the answer that are there.
@@ -272,8 +305,8 @@ func (r *reading) emit(ctx context.Context, batch []candidate) (full bool, err e
 	return false, nil
 }
 
-// list reads and sorts the names of an upper directory.
-func (f *FS) list(n *node) ([]listed, error) {
+// list reads and sorts the first names of an upper directory after an offset; nil where there are none, for it is gone.
+func (f *FS) list(n *node, after uint64) (*listing, error) {
 	f.tree.RLock()
 	defer f.tree.RUnlock()
 	if n.gone {
@@ -284,11 +317,14 @@ func (f *FS) list(n *node) ([]listed, error) {
 		return nil, err
 	}
 	defer f.handles.release(h)
+	if after < upperOffset {
+		after = 0
+	}
 	li := f.listings.begin(n)
-	names := []listed{}
+	first := firstNames{max: cmp.Or(f.listings.most, maxListed), upTo: endOffset}
 	err = eachName(h.fd, func(name string, typ uint8) bool {
-		if !hidden(place{h.fd, name}, typ) {
-			names = append(names, listed{upperOffset | maphash.String(f.listings.seed, name)>>2, name})
+		if off := upperOffset | maphash.String(f.listings.seed, name)>>2; off > after && off <= first.upTo && !hidden(place{h.fd, name}, typ) {
+			first.add(listed{off, name})
 		}
 		return true
 	})
@@ -296,7 +332,40 @@ func (f *FS) list(n *node) ([]listed, error) {
 		f.listings.drop(n)
 		return nil, err
 	}
-	slices.SortFunc(names, func(a, b listed) int { return cmp.Compare(a.offset, b.offset) })
-	f.listings.finish(li, names)
-	return names, nil
+	first.sort()
+	f.listings.finish(li, first.names, after, first.upTo)
+	return li, nil
+}
+
+// firstNames keeps the first of many names, in the order of their offsets.
+type firstNames struct {
+	max   int
+	names []listed
+	upTo  uint64 // beyond it something was left out
+}
+
+func (f *firstNames) add(l listed) {
+	f.names = append(f.names, l)
+	if len(f.names) >= 2*f.max {
+		f.sort()
+	}
+}
+
+// sort sorts the names, and leaves out those beyond the first max. Names of one offset, should there be any, stay together:
+// an offset cannot tell between them.
+func (f *firstNames) sort() {
+	if f.names == nil {
+		f.names = []listed{}
+	}
+	slices.SortFunc(f.names, func(a, b listed) int { return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.name, b.name)) })
+	if len(f.names) <= f.max {
+		return
+	}
+	f.upTo = f.names[f.max-1].offset
+	end := f.max
+	for end < len(f.names) && f.names[end].offset == f.upTo {
+		end++
+	}
+	clear(f.names[end:])
+	f.names = f.names[:end]
 }
