@@ -70,12 +70,13 @@ func sandboxesCommand() *cobra.Command {
 	return cmd
 }
 
-// stayers are what is run in sandboxes that stay: programs that are ready and then wait.
+// stayers are what is run in sandboxes that stay: programs that are ready and then wait to be asked to end. As the first process of a
+// container they would not be asked otherwise.
 func stayers() map[string][]string {
 	return map[string][]string{
-		"tiny": {"/bin/sh", "-c", "echo ready; exec sleep 3600"},
+		"tiny": {"/bin/sh", "-c", "trap 'exit 0' TERM; echo ready; sleep 3600 & wait"},
 		"python": {"/usr/bin/python3", "-c", "import asyncio, email.mime.text, hashlib, http.server, json, logging, ssl, xml.dom.minidom\n" +
-			"print('ready', flush=True)\nimport time\ntime.sleep(3600)"},
+			"import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('ready', flush=True)\nsignal.pause()"},
 	}
 }
 
