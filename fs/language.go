@@ -22,6 +22,9 @@ func (p *predictor) language(id ID, argv, env []string, depth int) {
 		p.java(path.Dir(path.Dir(at)))
 	}
 	p.arguments(argv)
+	for _, name := range []string{"/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime"} { // who am I, and when
+		p.file(name, 64<<10)
+	}
 }
 
 // arguments adds the files that the command line names: scripts, configuration.
@@ -113,10 +116,59 @@ var (
 	pythonImport = regexp.MustCompile(`(?m)^[ \t]*(?:import[ \t]+([\w., \t]+)|from[ \t]+([\w.]+)[ \t]+import)`)
 )
 
-// pythonFirst are the modules that an interpreter imports before anything else, unless they are frozen into it.
-func pythonFirst() []string {
-	return []string{"encodings", "encodings.aliases", "encodings.utf_8", "codecs", "io", "abc", "site", "os", "stat", "posixpath", "genericpath",
-		"_collections_abc", "_sitebuiltins", "sitecustomize", "_distutils_hack", "importlib._bootstrap", "linecache", "encodings.latin_1"}
+// pythonFirst are the modules that an interpreter imports before anything else. From 3.11 on most of them are frozen into it
+// (Python/frozen.c).
+func pythonFirst(version string) []string {
+	first := []string{"encodings", "encodings.aliases", "encodings.utf_8", "sitecustomize"}
+	if _, minor, _ := strings.Cut(version, "."); len(minor) == 1 || minor == "10" {
+		first = append(first, "codecs", "io", "abc", "site", "os", "stat", "posixpath", "genericpath", "_collections_abc", "_sitebuiltins")
+	}
+	return first
+}
+
+// pythonBrings are what modules of the standard library import in turn, of those that most programs come by.
+func pythonBrings(module string) []string {
+	return strings.Fields(map[string]string{
+		"argparse":           "re gettext shutil",
+		"asyncio":            "asyncio.base_events asyncio.events asyncio.coroutines asyncio.futures asyncio.tasks asyncio.unix_events asyncio.selector_events concurrent.futures socket ssl logging",
+		"base64":             "re struct",
+		"collections":        "keyword operator reprlib",
+		"concurrent.futures": "concurrent.futures._base logging threading",
+		"contextlib":         "collections functools types",
+		"copy":               "types weakref copyreg",
+		"csv":                "re types _csv io",
+		"dataclasses":        "re copy types inspect keyword functools",
+		"datetime":           "_datetime",
+		"decimal":            "_decimal",
+		"email":              "email.parser email.feedparser email.message email._policybase email.header",
+		"enum":               "types operator functools",
+		"functools":          "collections reprlib types",
+		"hashlib":            "_hashlib _blake2",
+		"http":               "enum",
+		"http.client":        "http email urllib.parse socket",
+		"inspect":            "ast dis opcode enum importlib.machinery linecache tokenize token re",
+		"json":               "json.decoder json.scanner json.encoder re _json",
+		"logging":            "re traceback warnings weakref collections string threading",
+		"pathlib":            "fnmatch ntpath urllib.parse re",
+		"pickle":             "struct re copyreg _compat_pickle",
+		"platform":           "re functools itertools",
+		"random":             "warnings bisect hashlib math",
+		"re":                 "enum re._compiler re._parser re._constants re._casefix functools copyreg sre_compile sre_parse sre_constants",
+		"shutil":             "fnmatch zlib bz2 lzma",
+		"socket":             "selectors enum _socket",
+		"ssl":                "socket base64 _ssl",
+		"string":             "re collections",
+		"subprocess":         "contextlib selectors signal threading locale",
+		"tempfile":           "shutil random weakref",
+		"threading":          "_weakrefset functools",
+		"traceback":          "collections linecache textwrap contextlib",
+		"typing":             "collections contextlib functools operator re types",
+		"unittest":           "unittest.case unittest.suite unittest.loader unittest.main unittest.result difflib logging argparse",
+		"urllib.parse":       "urllib re types warnings",
+		"urllib.request":     "urllib urllib.error urllib.response http.client hashlib tempfile ssl",
+		"warnings":           "re traceback",
+		"weakref":            "_weakrefset",
+	}[module])
 }
 
 // python adds what an interpreter imports at first, and what the script or command that it is given imports by name.
@@ -129,11 +181,18 @@ func (p *predictor) python(at string, argv []string) {
 	lib := path.Join(prefix, "python"+version)
 	tag := ".cpython-" + strings.ReplaceAll(version, ".", "") + ".pyc"
 	dirs := []string{lib, path.Join(lib, "lib-dynload"), path.Join(prefix, "python3/dist-packages"), path.Join(lib, "site-packages"), path.Join(lib, "dist-packages")}
-	for _, m := range pythonFirst() {
+	for _, m := range pythonFirst(version) {
 		p.module(dirs[:1], m, tag)
 	}
-	for _, m := range p.pythonImports(argv) {
-		p.module(dirs, m, tag)
+	p.file(path.Join("/etc", "python"+version, "sitecustomize.py"), maxArgument)
+	p.file("/usr/lib/locale/C.utf8/LC_CTYPE", maxArgument)
+	todo := p.pythonImports(argv)
+	for seen := map[string]bool{}; len(todo) > 0 && len(seen) < maxPredicted; todo = todo[1:] {
+		if m := todo[0]; !seen[m] {
+			seen[m] = true
+			p.module(dirs, m, tag)
+			todo = append(todo, pythonBrings(m)...)
+		}
 	}
 }
 
@@ -170,7 +229,11 @@ func (p *predictor) module(dirs []string, name, tag string) {
 			package_ := p.file(path.Join(at, "__pycache__", "__init__"+tag), maxArgument) || p.file(path.Join(at, "__init__.py"), maxArgument)
 			if last && !package_ && !p.file(path.Join(path.Dir(at), "__pycache__", parts[i]+tag), maxArgument) {
 				p.file(at+".py", maxArgument)
-				p.file(at+strings.TrimSuffix(tag, "pyc")[:len(tag)-4]+"-x86_64-linux-gnu.so", maxPredict)
+				for _, machine := range []string{"x86_64", "aarch64"} {
+					if id, size, ok := p.find(at + strings.TrimSuffix(tag, ".pyc") + "-" + machine + "-linux-gnu.so"); ok && p.add(id, min(size, maxPredict)) {
+						p.binary(id, size)
+					}
+				}
 			}
 		}
 	}

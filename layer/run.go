@@ -57,12 +57,16 @@ func (t *table) reach(n int) (off, end int64, hi int) {
 	}
 	end = t.end
 	if hi < len(t.spans) {
-		end = min(end, t.spans[hi].off+slack)
+		next := t.spans[hi].off
+		if t.form == formGzip {
+			next += slack
+		}
+		end = min(end, next)
 	}
 	return t.spans[c.span].off, end, hi
 }
 
-// slack is how many bytes of the next span go with a span. The first bits of the byte where a deflate block begins belong to
+// slack is how many bytes of the next span go with a span where that begins in the middle of a deflate stream. The first bits of the byte where a deflate block begins belong to
 // the block before, and the decoder looks 10 bits beyond the end of a block when it is not the last (klauspost/compress,
 // flate/inflate.go, readHuffman).
 const slack = 3

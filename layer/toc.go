@@ -76,7 +76,7 @@ const (
 	// smallBlob is the longest blob that is read as a whole, and kept in memory, bytes: a second request would take longer.
 	smallBlob = 128 << 10
 	// gzipEnd is what goes with a TOC of what is in front of it, bytes: see tocBuilder.ends.
-	gzipEnd = 8
+	gzipEnd = 1 << 10
 	// leastTOC is less than any TOC takes with its footer, bytes.
 	leastTOC = 128
 )

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -93,6 +94,25 @@ func (b *tocBuilder) addTOC(ctx context.Context, blob *tail, packed int64, chunk
 	return nil
 }
 
+// lastBlock is the last block of a tar of which b is the compressed end, if a whole gzip member is in that; else nil.
+func lastBlock(b []byte) []byte {
+	for i := len(b) - 1; i >= 0; i-- {
+		if !bytes.HasPrefix(b[i:], []byte{0x1f, 0x8b, 8}) {
+			continue
+		}
+		rest := bytes.NewReader(b[i:])
+		r, err := gzip.NewReader(rest)
+		if err != nil {
+			continue
+		}
+		r.Multistream(false)
+		if out, err := io.ReadAll(r); err == nil && rest.Len() == 0 && len(out) >= tarBlock && len(out)%tarBlock == 0 {
+			return out[len(out)-tarBlock:]
+		}
+	}
+	return nil
+}
+
 // toc is where the TOC begins that the table was made of: in front of it is what it lists.
 func (t *table) toc() int64 {
 	if last := len(t.entries) - 1; t.form == formGzipParts && last >= 0 && t.name(last) == estargz.TOCTarName {
@@ -116,12 +136,19 @@ func (b *tocBuilder) ends(ctx context.Context, blob *tail) (bool, error) {
 	// The last bytes of a gzip member are how many it unpacks to (RFC 1952, 2.3.1). Where that is just what is known to be in it, the
 	// rest of the file and a header for each entry that follows, there is no room for an end; the file itself need not be fetched.
 	if t.end > gzipEnd {
-		foot, err := blob.at(ctx, t.end-gzipEnd, gzipEnd)
+		foot, err := blob.at(ctx, t.end-4, 4)
 		if err != nil {
 			return false, err
 		}
-		if int64(binary.LittleEndian.Uint32(foot[4:])) == (skip+int64(b.headers)*tarBlock)&math.MaxUint32 {
+		if int64(binary.LittleEndian.Uint32(foot)) == (skip+int64(b.headers)*tarBlock)&math.MaxUint32 {
 			return false, nil
+		}
+		front, err := blob.at(ctx, t.end-gzipEnd, gzipEnd)
+		if err != nil {
+			return false, err
+		}
+		if last := lastBlock(front); last != nil {
+			return zero(last), nil
 		}
 	}
 	if t.end-off > maxLast {

@@ -18,8 +18,8 @@ const (
 	// A sandbox's launcher says when it has started, which is when it first prints something. One that never prints is
 	// waited for longer: it may be computing, and an emulated processor computes slowly.
 	sandboxQuiet = 15 * time.Second
-	// A layer of which three quarters have been asked for is fetched whole, in large requests, before anything else that nobody has
-	// asked for: most of it will be read, and at worst a third more is fetched than was needed.
+	// A layer of which three quarters have been asked for is fetched whole, in large requests, whenever nobody waits for anything:
+	// most of it will be read, and at worst a third more is fetched than was needed.
 	wholeOf, wholeIn = 3, 4
 	// So is one whose reads have cost so many times the time in round trips that all of the rest would take on the wire: on a long
 	// and fat link whole layers come sooner than a start's reads, one after the other.
@@ -71,14 +71,16 @@ func (d *daemon) attend(ctx context.Context, o *openImage, quiet time.Duration) 
 func (c *completer) whole(o *openImage) {
 	touched, misses := o.tree.Touched(), o.tree.Misses()
 	much := make(map[*openLayer]bool, len(o.layers))
+	slow := make(map[*openLayer]bool, len(o.layers))
 	for i, l := range o.layers {
-		if mode, _ := l.Mode(); mode != layer.Full && (touched[i]*wholeIn >= l.blob.Size()*wholeOf || l.slowerByReads(misses[i])) {
-			much[l] = true
+		if mode, _ := l.Mode(); mode == layer.Full {
+			continue
 		}
+		slow[l] = l.slowerByReads(misses[i])
+		much[l] = touched[i]*wholeIn >= l.blob.Size()*wholeOf
 	}
-	if len(much) > 0 {
-		c.start(o, priority.Predicted, func(l *openLayer) bool { return much[l] })
-	}
+	c.start(o, priority.Predicted, func(l *openLayer) bool { return slow[l] })
+	c.start(o, priority.Background, func(l *openLayer) bool { return much[l] })
 }
 
 // slowerByReads tells whether so many reads of l, each of which had to be waited for, have taken longer than fetching the rest of l would.
