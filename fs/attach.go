@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"os/user"
@@ -16,6 +15,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
+
+const fuseDevice = "/dev/fuse"
 
 // attach mounts a FUSE file system at dir and returns the file that the kernel's requests come from: root by mount(2),
 // anybody else through the set-uid fusermount3. go-fuse could do it, but would have no words for what went wrong.
@@ -40,7 +41,7 @@ func attach(ctx context.Context, dir string, o *fuse.MountOptions, readOnly bool
 }
 
 func attachRoot(dir string, o *fuse.MountOptions, opts []string, mode uint32, readOnly bool) (int, error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, deviceError(err)
 	}
@@ -58,7 +59,7 @@ func attachRoot(dir string, o *fuse.MountOptions, opts []string, mode uint32, re
 
 // attachUser has fusermount3 mount, which hands over the device through a socket (fusermount3(1), _FUSE_COMMFD).
 func attachUser(ctx context.Context, dir string, o *fuse.MountOptions, opts []string, readOnly bool) (int, error) {
-	if fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+	if fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		return -1, deviceError(err)
 	} else {
 		_ = unix.Close(fd)
@@ -143,7 +144,7 @@ func settlePoll(dir string) {
 			return
 		}
 		// The thread is never unlocked: it ends with the goroutine.
-		if unix.Unshare(unix.CLONE_FILES) != nil || unix.CloseRange(0, math.MaxUint32, 0) != nil {
+		if unix.Unshare(unix.CLONE_FILES) != nil || closeDevices() != nil {
 			return
 		}
 		fd, err := unix.Open(dir+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -154,6 +155,43 @@ func settlePoll(dir string) {
 		_ = unix.Close(fd)
 	}()
 	<-done
+}
+
+// closeDevices closes the FUSE devices that this thread's file table has. What else is there stays: Go's runtime does its own
+// work on this thread too, when it ends or collects garbage, and dies without a word where its descriptors are not there.
+func closeDevices() error {
+	const table = "/proc/thread-self/fd"
+	dir, err := unix.Open(table, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	var devices []int
+	buf, link := make([]byte, 4<<10), make([]byte, len(fuseDevice)+1)
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		if err != nil {
+			return err
+		}
+		if n <= 0 {
+			break
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			if n, err := unix.Readlink(table+"/"+name, link); err != nil || string(link[:n]) != fuseDevice {
+				continue
+			}
+			fd, err := strconv.Atoi(name)
+			if err != nil {
+				return err
+			}
+			devices = append(devices, fd)
+		}
+	}
+	for _, fd := range devices {
+		_ = unix.Close(fd)
+	}
+	return nil
 }
 
 // disconnected reports whether the kernel's side of a FUSE device is gone (fs/fuse/dev.c, fuse_dev_poll). go-fuse closes
