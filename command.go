@@ -1,10 +1,12 @@
 package msb
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,6 +46,19 @@ func (c Command) process(config []byte, hostname string) (vmboot.Process, error)
 		p.User = c.User
 	}
 	return p, nil
+}
+
+// runsHere fails for an image whose config says that it is for machines of another kind. One that says nothing is taken.
+func runsHere(config []byte) error {
+	var image v1.ConfigFile
+	if err := json.Unmarshal(config, &image); err != nil {
+		return fmt.Errorf("read image config: %w", err)
+	}
+	here := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	if own := (v1.Platform{OS: cmp.Or(image.OS, here.OS), Architecture: cmp.Or(image.Architecture, here.Architecture)}); !own.Equals(here) {
+		return fmt.Errorf("the image is for %s, and a sandbox here runs %s: name an image for that", own, here)
+	}
+	return nil
 }
 
 // mergeEnv joins lists of K=V; later values replace earlier ones of the same name in place.

@@ -1,6 +1,7 @@
 package msb
 
 import (
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
@@ -61,6 +62,17 @@ func TestStopSignal(t *testing.T) {
 	for _, config := range []string{`[`, `{"config":null}`, `{}`} {
 		if got := stopSignal([]byte(config)); got != syscall.SIGTERM {
 			t.Errorf("%s: %d, want SIGTERM", config, got)
+		}
+	}
+}
+
+func TestImagesForOtherMachines(t *testing.T) {
+	for config, fails := range map[string]bool{
+		`{}`: false, `{"os":"linux"}`: false, `{"os":"linux","architecture":"` + runtime.GOARCH + `"}`: false,
+		`{"os":"windows","architecture":"` + runtime.GOARCH + `"}`: true, `{"os":"linux","architecture":"s390x"}`: true, `[`: true,
+	} {
+		if err := runsHere([]byte(config)); (err != nil) != fails {
+			t.Errorf("%s: %v, want an error: %v", config, err, fails)
 		}
 	}
 }

@@ -14,10 +14,13 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox/msb-fs/vmboot"
 )
 
-// controlRequest is the line that a connection to a running sandbox's control socket begins with.
+// controlRequest is the line that a connection to a running sandbox's control socket begins with. One that ends the sandbox is
+// answered by a byte at once, and by the connection's end when it has been done.
 type controlRequest struct {
 	Op    string        `json:"op"`              // opStream: what follows is a stream to the guest's agent; opStop, opKill: end it
 	Grace time.Duration `json:"grace,omitempty"` // of opStop: between SIGTERM and SIGKILL
@@ -29,12 +32,17 @@ const (
 	opKill   = "kill"
 )
 
+// controlPatience is how long a supervisor may take to answer: one that has been stopped (SIGSTOP) never does.
+const controlPatience = 20 * time.Second
+
 // killPatience is how long a sandbox may take to end once its command has been killed, before its machine is.
 const killPatience = 10 * time.Second
 
 var (
 	// errStopped is why a machine ends that does not end by itself when it is told to.
 	errStopped = errors.New("the sandbox did not end by itself and was killed")
+	// errSilent is why a sandbox cannot be asked to end.
+	errSilent = errors.New("the process that supervises it does not answer")
 	// errKilled is why a machine ends that nobody wants any more.
 	errKilled = errors.New("the sandbox was killed")
 )
@@ -142,8 +150,10 @@ func (c *control) serve(conn net.Conn) {
 	case opStream:
 		c.splice(conn, r)
 	case opStop:
+		conn.Write([]byte{'\n'})
 		c.stop(req.Grace)
 	case opKill:
+		conn.Write([]byte{'\n'})
 		c.kill(errKilled)
 		<-c.ctx.Done()
 	}
@@ -241,4 +251,32 @@ func (h *Host) dialControl(ctx context.Context, s *Spec, req controlRequest) (ne
 		return nil, fmt.Errorf("control sandbox %s: %w", s.Name, err)
 	}
 	return conn, nil
+}
+
+// heard returns when the other end of conn has said that it has read a request, or has hung up.
+func heard(ctx context.Context, conn net.Conn) error {
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+	if _, err := conn.Read(make([]byte, 1)); err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// peer is the process that listens where conn leads to. It lives: nobody else has its end.
+func peer(conn net.Conn) (pid int, err error) {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return 0, cerr
+	}
+	if err == nil && cred.Pid <= 1 { // of another PID namespace
+		err = errors.New("its number is not known here")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
 }

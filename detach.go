@@ -31,7 +31,7 @@ type started struct {
 }
 
 // failures are the errors of this package that a start may end with, by the code under which they travel.
-var failures = map[string]error{"running": ErrRunning, "no_sandbox": ErrNoSandbox, "timeout": ErrTimeout}
+var failures = map[string]error{"running": ErrRunning, "no_sandbox": ErrNoSandbox, "timeout": ErrTimeout, "damaged": ErrDamaged}
 
 // supervisorLog is what the detached supervisor itself has to say.
 const supervisorLog = "supervisor.log"
@@ -60,6 +60,7 @@ func (sb *Sandbox) Start(ctx context.Context, opts ...Option) error {
 	}
 	defer stdin.Close()
 	defer stdout.Close()
+	defer sb.host.watch(ctx)()
 	if _, err := stdin.Write(input); err != nil {
 		return fmt.Errorf("start sandbox %s: %w", sb.Name, err)
 	}

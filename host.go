@@ -9,6 +9,10 @@ import (
 
 // Host is a home directory on this machine, with its cache and sandboxes. It is safe for concurrent use.
 type Host struct {
+	// Waiting, if not nil, is told now and then, in a line for people, which registries keep a sandbox from being made or from starting. It
+	// is set before anything else is done.
+	Waiting func(note string)
+
 	home       api.Home
 	daemonArgs []string
 }
@@ -22,6 +26,20 @@ func Open(dir string, daemonArgs ...string) (*Host, error) {
 
 func (h *Host) connect(ctx context.Context) (*api.Client, error) {
 	return api.Connect(ctx, h.home, h.daemonArgs...)
+}
+
+// watch tells h.Waiting, until stop is called, what the daemon waits for.
+func (h *Host) watch(ctx context.Context) (stop func()) {
+	socket, err := h.home.Socket()
+	if h.Waiting == nil || err != nil {
+		return func() {}
+	}
+	client := api.Dial(socket)
+	end := client.Watch(ctx, func(w api.Wait) { h.Waiting(w.String()) })
+	return func() {
+		end()
+		client.Close()
+	}
 }
 
 // Registry are registry settings that override config.json's for one call. They are never written down. The zero value

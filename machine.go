@@ -158,6 +158,9 @@ func (m *machine) enter(ctx context.Context, s *Spec) (err error) {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := runsHere(m.image.Config); err != nil {
+		return err
+	}
 	if m.agent, err = m.vm.Agent(ctx, vmboot.Setup{Hostname: s.Hostname, Tmpfs: s.tmpfs(), Offline: s.offline()}); err != nil {
 		return err
 	}
@@ -196,8 +199,14 @@ func (m *machine) complete(ctx context.Context) {
 func (m *machine) why(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	var notStarted *vmboot.StartError
-	if errors.As(err, &notStarted) || m.vm == nil || (cause != nil && !errors.Is(cause, errUnserved)) {
+	if errors.As(err, &notStarted) || (cause != nil && !errors.Is(cause, errUnserved)) {
 		return cmp.Or(cause, err)
+	}
+	if m.vm == nil {
+		if errors.Is(err, context.Canceled) {
+			return cmp.Or(cause, err)
+		}
+		return err // one that could not be started is not served either
 	}
 	select {
 	case <-m.vm.Done():
@@ -209,7 +218,17 @@ func (m *machine) why(ctx context.Context, err error) error {
 		return fmt.Errorf("the virtual machine has ended%s", m.vm.Explain())
 	case <-time.After(endPatience):
 	}
+	if cause != nil && m.daemonAnswers() { // it has seen the VM hang up before we saw it end
+		return fmt.Errorf("the virtual machine has ended%s", m.vm.Explain())
+	}
 	return cmp.Or(cause, err)
+}
+
+func (m *machine) daemonAnswers() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	var s api.Status
+	return m.client.Call(ctx, "GET", "/v1/status", nil, &s) == nil
 }
 
 // served tells whether the guest can still write to its root.

@@ -60,6 +60,16 @@ func (h *Host) Run(ctx context.Context, s *Spec, o RunOptions) (vmboot.Status, T
 		return vmboot.Status{}, Timing{}, err
 	}
 	defer lock.Close()
+	// What is missing once the command runs is the command's to wait for: nothing is said into its output.
+	stop := sync.OnceFunc(h.watch(ctx))
+	defer stop()
+	started := o.Started
+	o.Started = func() {
+		stop()
+		if started != nil {
+			started()
+		}
+	}
 	status, timing, err := h.run(ctx, start, d, lock, s, o)
 	// One that never got as far as a pin is of no use to anybody.
 	if s.Ephemeral || s.Digest == "" {

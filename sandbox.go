@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -45,6 +46,7 @@ func (h *Host) Create(ctx context.Context, s Spec, registry Registry, pull PullP
 		return nil, err
 	}
 	defer lock.Close()
+	defer h.watch(ctx)()
 	req := api.PullRequest{ImageRequest: registry.request(s.Image, s.Platform, pull), Lazy: true}
 	err = client.Stream(ctx, "POST", "/v1/pull", req, func(e api.Event) error {
 		if e.Image != nil {
@@ -234,15 +236,22 @@ func (sb *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
 // end sends req to whoever runs sb now, and returns when that run is over.
 func (sb *Sandbox) end(ctx context.Context, req controlRequest) error {
 	this := sb.State().Started
-	for sb.Running() {
-		conn, err := sb.host.dialControl(ctx, &sb.Spec, req)
-		if err == nil {
-			defer conn.Close()
-			break
+	conn, err := sb.tell(ctx, req)
+	if conn != nil {
+		defer conn.Close()
+	}
+	if errors.Is(err, errSilent) && conn != nil {
+		pid, perr := peer(conn)
+		switch {
+		case perr != nil:
+		case req.Op == opKill:
+			err = syscall.Kill(pid, syscall.SIGKILL) // its machine ends with it
+		default:
+			err = fmt.Errorf("%w: continue it (kill -CONT %d), or kill it (kill -KILL %d)", err, pid, pid)
 		}
-		if err := pause(ctx); err != nil { // it is about to listen, or ending
-			return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
-		}
+	}
+	if err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", sb.Name, err)
 	}
 	for sb.Running() {
 		if now := sb.State().Started; this.IsZero() {
@@ -255,6 +264,23 @@ func (sb *Sandbox) end(ctx context.Context, req controlRequest) error {
 		}
 	}
 	return nil
+}
+
+// tell sends req to whoever runs sb, and returns when he has read it. The caller closes the connection, which is nil where nobody
+// listens, or nobody runs sb any more.
+func (sb *Sandbox) tell(ctx context.Context, req controlRequest) (net.Conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, controlPatience, errSilent)
+	defer cancel()
+	for sb.Running() {
+		conn, err := sb.host.dialControl(ctx, &sb.Spec, req)
+		if err == nil {
+			return conn, heard(ctx, conn)
+		}
+		if pause(ctx) != nil { // it is about to listen, or ending
+			return nil, context.Cause(ctx)
+		}
+	}
+	return nil, nil
 }
 
 // pause waits for a moment.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/microsandbox/msb-fs/vmboot/usernet"
@@ -54,6 +55,9 @@ type Command struct {
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
 
+// maxHostname is what the guest's kernel takes (sethostname(2)).
+const maxHostname = 64
+
 // complete checks s and fills in what was left open.
 func (s *Spec) complete() error {
 	if s.Image == "" {
@@ -79,6 +83,9 @@ func (s *Spec) complete() error {
 	}
 	if s.Hostname == "" {
 		s.Hostname = s.Name
+	}
+	if len(s.Hostname) > maxHostname || strings.ContainsAny(s.Hostname, " \t\n\x00") {
+		return fmt.Errorf("invalid host name %q: use at most %d bytes and no blanks", s.Hostname, maxHostname)
 	}
 	s.Created = time.Now().UTC()
 	return nil

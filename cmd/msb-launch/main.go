@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -51,7 +52,17 @@ func run(ctx context.Context, args []string) int {
 }
 
 // host is the chosen home directory.
-func (a *app) host() (*msb.Host, error) { return msb.Open(a.HomeDir, "--log-level", a.LogLevel) }
+func (a *app) host() (*msb.Host, error) {
+	host, err := msb.Open(a.HomeDir, "--log-level", a.LogLevel)
+	if err == nil && !a.Quiet {
+		end := "\n"
+		if cli.IsTerminal(os.Stderr) {
+			end = "\r\n" // it may be raw by then
+		}
+		host.Waiting = func(note string) { fmt.Fprint(os.Stderr, cli.Line(errors.New(note)), end) }
+	}
+	return host, err
+}
 
 // interruptible ends ctx with the first SIGINT or SIGTERM, for commands that have no process to send it to.
 func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {

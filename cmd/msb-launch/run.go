@@ -183,6 +183,9 @@ func (f *specFlags) complete(a *app, cmd *cobra.Command, args []string) (registr
 	default:
 		return registry, pull, cli.Usagef("unknown accelerator %q: use auto, kvm or tcg", s.Accel)
 	}
+	if s.Timeout < 0 {
+		return registry, pull, cli.Usagef("--timeout %v: must not be negative", s.Timeout)
+	}
 	if s.MemoryMiB, err = cli.ParseMiB("--memory", f.memory, minMemoryMiB); err != nil {
 		return registry, pull, err
 	}

@@ -18,6 +18,11 @@ func (c *Client) watch(ctx context.Context) (stop func()) {
 	if c.Waiting == nil {
 		return func() {}
 	}
+	return c.Watch(ctx, c.Waiting)
+}
+
+// Watch tells fn now and then, until stop is called, which registries keep the daemon waiting. There need not be a daemon yet.
+func (c *Client) Watch(ctx context.Context, fn func(Wait)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -38,7 +43,7 @@ func (c *Client) watch(ctx context.Context) (stop func()) {
 				what := w.Host + " " + w.Error
 				if time.Since(said[what]) >= waitingAgain {
 					said[what] = time.Now()
-					c.Waiting(w)
+					fn(w)
 				}
 			}
 		}

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"bufio"
+	"context"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +14,48 @@ import (
 	"github.com/microsandbox/msb-fs/internal/registry"
 	"github.com/microsandbox/msb-fs/internal/testimage"
 )
+
+// TestWaitsAreTold has a registry take connections and say nothing: people hear whom a sandbox waits for, unless they want to hear
+// nothing, and can put an end to it.
+func TestWaitsAreTold(t *testing.T) {
+	needVM(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	host := silent.Addr().String()
+	for _, args := range [][]string{{"run"}, {"create"}, {"run", "-d"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			h := newHome(t)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			cmd := h.command(ctx, "msb-launch", append(args, "--insecure", host+"/a", "true")...)
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			said := bufio.NewReader(stderr)
+			if line, err := said.ReadString('\n'); err != nil || !strings.Contains(line, host) {
+				t.Errorf("%q, %v; want a note of %s", line, err, host)
+			}
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Error(err)
+			}
+			rest, err := io.ReadAll(said)
+			if err != nil {
+				t.Error(err)
+			}
+			want := map[string]int{"run": 125, "create": 1}[args[0]]
+			if cmd.Wait(); cmd.ProcessState.ExitCode() != want || !strings.Contains(string(rest), "interrupted") {
+				t.Errorf("%v, %q; want exit status %d", cmd.ProcessState, rest, want)
+			}
+		})
+	}
+}
 
 // TestErrorsSayWhatToDo breaks everything a user may have broken: one line that says what is wrong, 1 of msb-fs and 125 of
 // msb-launch, and nothing left behind (which the home's cleanup checks).
