@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -70,9 +69,7 @@ func openConsole(path string) (*os.File, error) {
 // greet says hello and returns what the host answers.
 func greet(port *os.File) (agentproto.Setup, error) {
 	var setup agentproto.Setup
-	err := agentproto.WriteFrame(port, agentproto.Hello{
-		Magic: agentproto.Magic, Version: agentproto.Version, Kernel: kernelRelease(), UptimeMS: uptimeMS(),
-	})
+	err := agentproto.WriteFrame(port, &agentproto.Hello{Magic: agentproto.Magic, Version: agentproto.Version, Kernel: kernelRelease()})
 	if err == nil {
 		err = agentproto.ReadFrame(port, agentproto.MaxRequest, &setup)
 	}
@@ -95,14 +92,4 @@ func kernelRelease() string {
 		release = append(release, byte(c))
 	}
 	return string(release)
-}
-
-func uptimeMS() float64 {
-	text, err := os.ReadFile("/proc/uptime")
-	if err != nil {
-		return 0
-	}
-	first, _, _ := strings.Cut(string(text), " ")
-	seconds, _ := strconv.ParseFloat(first, 64)
-	return seconds * 1000
 }

@@ -102,13 +102,13 @@ func (s *server) control(number uint32, stream *yamux.Stream) {
 	p, failure := s.start(first.Start, io3)
 	if failure != nil {
 		io3.close()
-		agentproto.WriteFrame(stream, agentproto.Reply{Exit: failure})
+		agentproto.WriteFrame(stream, &agentproto.Reply{Exit: failure})
 		return
 	}
-	agentproto.WriteFrame(stream, agentproto.Reply{Started: p.pid})
+	agentproto.WriteFrame(stream, &agentproto.Reply{Started: p.pid})
 	go s.obey(stream, p)
 	exit := p.wait()
-	agentproto.WriteFrame(stream, agentproto.Reply{Exit: &exit})
+	agentproto.WriteFrame(stream, &agentproto.Reply{Exit: &exit})
 }
 
 // obey passes the host's signals and window sizes on until the stream ends.
@@ -142,7 +142,7 @@ func (s *server) shutdown(session *yamux.Session, stream *yamux.Stream) error {
 	}
 	syscall.Kill(-1, syscall.SIGKILL)
 	syscall.Sync()
-	err := agentproto.WriteFrame(stream, agentproto.Reply{})
+	err := agentproto.WriteFrame(stream, &agentproto.Reply{})
 	stream.Close()
 	// The answer has left when the session has been closed in order.
 	session.Close()

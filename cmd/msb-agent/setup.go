@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -119,7 +120,8 @@ func writeNames(s agentproto.Setup) error {
 		if err := os.WriteFile(own, []byte(content), 0o644); err != nil {
 			return err
 		}
-		if err := bindOver(own, "/etc/"+name); err != nil {
+		// Where /etc is a file, or a directory has such a name, nobody looks for it.
+		if err := bindOver(own, "/etc/"+name); err != nil && !errors.Is(err, syscall.ENOTDIR) {
 			return fmt.Errorf("put the machine's own /etc/%s in place: %w", name, err)
 		}
 	}

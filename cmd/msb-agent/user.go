@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,7 +45,8 @@ func openOrEmpty(name string) (io.ReadCloser, error) {
 }
 
 func resolveUser(spec string, extra []string, passwd, group io.Reader) (identity, error) {
-	user, groupName, hasGroup := strings.Cut(spec, ":")
+	user, groupName, _ := strings.Cut(spec, ":")
+	hasGroup := groupName != ""
 	if user == "" {
 		user = "0"
 	}
@@ -70,7 +72,7 @@ func resolveUser(spec string, extra []string, passwd, group io.Reader) (identity
 		return identity{}, fmt.Errorf("user %q: no such user in the image's /etc/passwd", user)
 	}
 	wanted := slices.Clone(extra)
-	if hasGroup && groupName != "" {
+	if hasGroup {
 		wanted = append(wanted, groupName)
 	}
 	gids := make(map[string]uint32)
@@ -119,19 +121,23 @@ func distinct(gids []uint32) []uint32 {
 	return out
 }
 
-// maxLine bounds a line of /etc/passwd and /etc/group, bytes: a group may list thousands of users.
+// maxLine bounds a line of /etc/passwd and /etc/group, bytes: a group may list thousands of users. Longer ones are passed over.
 const maxLine = 1 << 20
 
 // eachLine calls fn with the fields of every well-formed line until it returns false.
 func eachLine(r io.Reader, fields int, fn func([]string) bool) {
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, maxLine)
-	for s.Scan() {
-		line := strings.TrimSpace(s.Text())
-		if line == "" || line[0] == '#' {
-			continue
+	in := bufio.NewReaderSize(r, maxLine)
+	for {
+		raw, err := in.ReadSlice('\n')
+		long := errors.Is(err, bufio.ErrBufferFull)
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = in.ReadSlice('\n')
 		}
-		if f := strings.Split(line, ":"); len(f) >= fields && !fn(f) {
+		line := strings.TrimSpace(string(raw))
+		if f := strings.Split(line, ":"); !long && line != "" && line[0] != '#' && len(f) >= fields && !fn(f) {
+			return
+		}
+		if err != nil {
 			return
 		}
 	}

@@ -36,7 +36,7 @@ func TestResolveUser(t *testing.T) {
 		{"1000", nil, "1000 1000 [1000 50 10] /home/alice"},
 		{"alice:staff", nil, "1000 50 [50] /home/alice"},
 		{"alice:99", nil, "1000 99 [99] /home/alice"},
-		{"alice:", nil, "1000 1000 [1000] /home/alice"},
+		{"alice:", nil, "1000 1000 [1000 50 10] /home/alice"},
 		{":staff", nil, "0 50 [50] /root"},
 		{"1234", nil, "1234 0 [0] /"},
 		{"1234:50", nil, "1234 50 [50] /"},
@@ -58,5 +58,18 @@ func TestResolveUser(t *testing.T) {
 		if (err == nil && got != c.want) || (err != nil && !strings.HasPrefix(got, c.want)) {
 			t.Errorf("%q %v: %s, want %s", c.spec, c.extra, got, c.want)
 		}
+	}
+}
+
+// A line longer than any that is meant hides none of the others.
+func TestOverlongLines(t *testing.T) {
+	long := strings.Repeat("a", 3*maxLine)
+	for _, text := range []string{long + "\n" + passwd, passwd + long, passwd + long + "\n", passwd + "x:" + long + ":1:1:::\nlast:x:1:1::/:"} {
+		if id, err := resolveUser("alice", nil, strings.NewReader(text), strings.NewReader(long+"\n"+group)); err != nil || len(id.groups) != 3 {
+			t.Errorf("%+v, %v", id, err)
+		}
+	}
+	if id, err := resolveUser("last", nil, strings.NewReader("x:"+long+":2:2:::\nlast:x:5:6::/home"+":"), strings.NewReader("")); err != nil || id.uid != 5 {
+		t.Errorf("%+v, %v", id, err)
 	}
 }
