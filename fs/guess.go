@@ -121,7 +121,7 @@ func (t *Tree) behind(l, entry int, p layer.Place, room int64) (nums []int) {
 			continue
 		}
 		off = q.Offset + q.Size
-		if q.Num <= last || q.To <= p.From+guessSkip {
+		if q.Num <= last || q.To <= p.To || q.To <= p.From+guessSkip {
 			continue
 		}
 		if q.From-end > guessReach {
@@ -129,9 +129,12 @@ func (t *Tree) behind(l, entry int, p layer.Place, room int64) (nums []int) {
 		}
 		last = q.Num
 		key := uint64(l)<<32 | uint64(uint32(q.Num))
-		cost := max(0, q.To-max(q.From, end))
 		if t.record.touched(l, q.Num) {
 			continue
+		}
+		cost := q.To - q.From
+		if len(nums) > 0 { // what lies between comes too
+			cost = max(0, q.To-end)
 		}
 		if cost > room {
 			break

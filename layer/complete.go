@@ -41,7 +41,10 @@ func (l *Layer) Complete(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(batches)
 	err := l.batches(gctx, func(from, to int, sparse bool) {
-		g.Go(func() error { return l.bring(gctx, from, to, sparse) })
+		g.Go(func() error {
+			lowly(gctx)
+			return l.bring(gctx, from, to, sparse)
+		})
 	})
 	if werr := g.Wait(); werr != nil {
 		err = werr

@@ -160,6 +160,7 @@ func (l *Layer) verify(ctx context.Context) error {
 		vctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 		l.stop = stop
 		l.owned.Go(func() {
+			lowly(ctx)
 			defer close(v.done)
 			defer stop(nil)
 			v.err = l.verifyIndex(vctx)

@@ -307,11 +307,18 @@ func pause(ctx context.Context, d time.Duration) error {
 // consume turns s.in into entries and chunks and returns the diffID.
 func (s *stream) consume(ctx context.Context) (diffID Digest, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.inflate(ctx) })
+	g.Go(func() error {
+		lowly(ctx)
+		return s.inflate(ctx)
+	})
 	for range storers {
-		g.Go(func() error { return s.store(ctx) })
+		g.Go(func() error {
+			lowly(ctx)
+			return s.store(ctx)
+		})
 	}
 	g.Go(func() (err error) {
+		lowly(ctx)
 		defer close(s.work)
 		diffID, err = s.cut(ctx)
 		return err
