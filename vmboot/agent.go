@@ -135,7 +135,7 @@ func (vm *VM) greet(s Setup) (*yamux.Session, error) {
 	}
 	if err = vm.hear(); err == nil {
 		var session *yamux.Session
-		if session, err = greet(vm.agentConn, setup); err == nil {
+		if session, err = greet(vm.agentConn, &setup); err == nil {
 			return session, nil
 		}
 	}
@@ -160,7 +160,7 @@ func hear(conn net.Conn) error {
 }
 
 // greet tells an agent that has been heard what its guest is to be, and begins the session with it.
-func greet(conn net.Conn, setup agentproto.Setup) (*yamux.Session, error) {
+func greet(conn net.Conn, setup *agentproto.Setup) (*yamux.Session, error) {
 	setup.Time = time.Now().UnixNano()
 	if err := agentproto.WriteFrame(conn, setup); err != nil {
 		return nil, fmt.Errorf("greet the guest's agent: %w", err)
@@ -202,7 +202,7 @@ func (a *Agent) shutdown(ctx context.Context, grace time.Duration) error {
 	}
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { stream.SetReadDeadline(time.Unix(1, 0)) })()
-	if err := agentproto.WriteFrame(stream, agentproto.Shutdown{GraceMS: int(grace.Milliseconds())}); err != nil {
+	if err := agentproto.WriteFrame(stream, &agentproto.Shutdown{GraceMS: int(grace.Milliseconds())}); err != nil {
 		return err
 	}
 	var reply agentproto.Reply

@@ -80,7 +80,7 @@ func (a *Agent) Exec(ctx context.Context, p Process) (Status, error) {
 	if err := e.open(ctx, a, &p); err != nil {
 		return Status{}, err
 	}
-	if err := agentproto.WriteFrame(e.control, agentproto.Request{Start: p.start()}); err != nil {
+	if err := agentproto.WriteFrame(e.control, &agentproto.Request{Start: p.start()}); err != nil {
 		return Status{}, fmt.Errorf("reach the guest's agent: %w", err)
 	}
 	if p.Stdin != nil {
@@ -232,7 +232,7 @@ func (e *execution) forward(ctx context.Context, p *Process, ended <-chan struct
 			e.control.SetReadDeadline(time.Now().Add(killPatience))
 			e.control.SetWriteDeadline(time.Now().Add(killPatience))
 		}
-		if agentproto.WriteFrame(e.control, r) != nil {
+		if agentproto.WriteFrame(e.control, &r) != nil {
 			return // await sees it too
 		}
 	}

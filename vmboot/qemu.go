@@ -192,7 +192,8 @@ func machineArgs(c *Config) []string {
 	if c.Accel == AccelKVM {
 		return append(a, "-accel", "kvm", "-cpu", "host")
 	}
-	return append(a, "-accel", "tcg,thread=multi", "-cpu", "max")
+	// Told of fast string instructions the kernel clears and copies memory by single bytes, each of which is emulated.
+	return append(a, "-accel", "tcg,thread=multi", "-cpu", "max,erms=off")
 }
 
 // kernelParameters is the guest kernel's command line. A panic resets the machine, which ends it. The kernel's tests of its

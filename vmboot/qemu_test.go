@@ -18,7 +18,7 @@ func TestQEMUArguments(t *testing.T) {
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev stdio,id=console,signal=off -serial chardev:console
 -chardev socket,id=agent,fd=4 -device virtio-serial-pci,max_ports=2 -device virtserialport,chardev=agent,name=msb.agent
--accel tcg,thread=multi -cpu max
+-accel tcg,thread=multi -cpu max,erms=off
 -chardev socket,id=root,fd=7 -device vhost-user-fs-pci,chardev=root,tag=msbroot,num-request-queues=2,queue-size=1024
 -chardev socket,id=mount0,fd=8 -device vhost-user-fs-pci,chardev=mount0,tag=msb0,num-request-queues=1,queue-size=1024`
 	if got := strings.Join(qemuArgs(&c), " "); got != strings.ReplaceAll(want, "\n", " ") {

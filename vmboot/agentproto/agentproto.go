@@ -8,20 +8,19 @@
 //     half is end of file. The agent closes Stdout and Stderr before it writes the Exit.
 //   - Power: the host writes one Shutdown frame; the agent ends every process, syncs and answers with a Reply.
 //
-// Frames are a 32-bit big-endian length and JSON. Either side may be wrong or hostile: lengths are bounded by the
-// reader, and unknown fields are ignored so that a newer peer of the same Version is understood.
+// Frames are a 32-bit big-endian length and a Message. Either side may be wrong or hostile: lengths are bounded by the
+// reader; fields that a newer peer of the same Version has added to a message's end are ignored.
 package agentproto
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 )
 
 const (
 	// Version changes when the peers could misunderstand each other.
-	Version = 1
+	Version = 2
 	// Port is the virtio-serial port's name in /sys/class/virtio-ports/*/name.
 	Port = "msb.agent"
 	// Modules is the directory of the initramfs with kernel modules, compressed where the name does not end in .ko, to be loaded in
@@ -59,8 +58,7 @@ type Header struct {
 
 // WriteTo writes h in its wire form.
 func (h Header) WriteTo(w io.Writer) (int64, error) {
-	var b [8]byte
-	b[0] = byte(h.Kind)
+	b := [8]byte{byte(h.Kind), Version}
 	binary.BigEndian.PutUint32(b[4:], h.Process)
 	n, err := w.Write(b[:])
 	return int64(n), err
@@ -73,42 +71,11 @@ func ReadHeader(r io.Reader) (Header, error) {
 		return Header{}, err
 	}
 	h := Header{Kind: Kind(b[0]), Process: binary.BigEndian.Uint32(b[4:])}
+	if b[1] != Version {
+		return Header{}, fmt.Errorf("stream of version %d, not %d", b[1], Version)
+	}
 	if h.Kind < Control || h.Kind > Power {
 		return Header{}, fmt.Errorf("stream of unknown kind %d", h.Kind)
 	}
 	return h, nil
-}
-
-// WriteFrame writes v as one frame.
-func WriteFrame(w io.Writer, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	frame := make([]byte, 4+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(body)))
-	copy(frame[4:], body)
-	_, err = w.Write(frame)
-	return err
-}
-
-// ReadFrame reads one frame of at most limit bytes into v. It returns io.EOF only where no byte of a frame was there.
-func ReadFrame(r io.Reader, limit uint32, v any) error {
-	var size [4]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return err
-	}
-	n := binary.BigEndian.Uint32(size[:])
-	if n > limit {
-		return fmt.Errorf("frame of %d bytes, at most %d are allowed", n, limit)
-	}
-	// The buffer grows with what arrives, not with what the length promises.
-	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
-	if err != nil {
-		return err
-	}
-	if uint32(len(body)) != n {
-		return io.ErrUnexpectedEOF
-	}
-	return json.Unmarshal(body, v)
 }
