@@ -83,3 +83,30 @@ func TestPredictLanguages(t *testing.T) {
 		}
 	}
 }
+
+// What is predicted is brought, each chunk once, while the rest is being found out.
+func TestPrefetch(t *testing.T) {
+	l := newLayer(file("bin/sh", "ELF").mode(0o755), file("run", "#!/bin/sh\nserve /etc/conf\n").mode(0o755), file("usr/bin/serve", "x").mode(0o755), file("etc/conf", "y"), file("other", "z"))
+	tree := sealedTree(t, Options{}, l)
+	want := tree.Predict(context.Background(), []string{"/run", "/etc/conf"}, nil)
+	l = newLayer(file("bin/sh", "ELF").mode(0o755), file("run", "#!/bin/sh\nserve /etc/conf\n").mode(0o755), file("usr/bin/serve", "x").mode(0o755), file("etc/conf", "y"), file("other", "z"))
+	tree = sealedTree(t, Options{}, l)
+	if err := tree.Prefetch(context.Background(), []string{"/run", "/etc/conf"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []int
+	for _, nums := range l.brought {
+		got = append(got, nums...)
+	}
+	if len(want) != 4 || len(got) != len(want) {
+		t.Errorf("%d chunks predicted, %d brought", len(want), len(got))
+	}
+	if n := len(tree.Profile()); n != 0 {
+		t.Errorf("it counts as %d touches", n)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := tree.Prefetch(ctx, []string{"/run"}, nil); err == nil {
+		t.Error("a cancelled one says nothing")
+	}
+}

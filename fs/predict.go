@@ -36,6 +36,7 @@ type predictor struct {
 	ctx     context.Context
 	seen    map[ID]bool
 	touches []Touch
+	found   func([]Touch)       // is told of each file's chunks at once; may be nil
 	libs    map[string][]string // of the dynamic linker's cache, once read
 	cached  bool                // it has been read
 }
@@ -182,7 +183,11 @@ func (p *predictor) add(id ID, size int64) bool {
 		return false
 	}
 	p.seen[id] = true
+	known := len(p.touches)
 	p.touches = p.t.appendFile(p.touches, id, min(size, maxPredict))
+	if p.found != nil && len(p.touches) > known {
+		p.found(p.touches[known:])
+	}
 	return true
 }
 

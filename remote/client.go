@@ -173,7 +173,7 @@ func (c *Client) host(name string) *host {
 	h := c.hosts[name]
 	if h == nil {
 		h = &host{name: name}
-		h.sched = newScheduler(c.options.ConnsPerHost, h.link.budget)
+		h.sched = newScheduler(c.options.ConnsPerHost, h.link.lowBudget)
 		c.hosts[name] = h
 	}
 	return h

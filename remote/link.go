@@ -8,8 +8,7 @@ import (
 
 const (
 	minBudget = 4 << 20 // bytes in flight where nothing is known of the link yet
-	// knownBudget is the least where something is: one range arrives while the next is asked for. What is wanted now shares the link with
-	// all that is in flight.
+	// knownBudget is the least where something is: one range arrives while the next is asked for.
 	knownBudget = 2 << 20
 	maxBudget   = 32 << 20 // and at most, however long and fat it is
 )
@@ -84,10 +83,22 @@ func (l *link) capacity() float64 {
 func (l *link) budget() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	least := int64(minBudget)
-	if l.rate > 0 {
-		least = knownBudget
+	return l.inFlight(minBudget)
+}
+
+// lowBudget is budget for what nobody waits for: less where something is known of the link, since what is wanted now shares it with
+// all that is in flight.
+func (l *link) lowBudget() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate == 0 {
+		return minBudget
 	}
+	return l.inFlight(knownBudget)
+}
+
+// inFlight is budget, at least so much. mu is held.
+func (l *link) inFlight(least int64) int64 {
 	return min(max(int64(2*l.rate*l.rtt.Seconds()), least), maxBudget)
 }
 

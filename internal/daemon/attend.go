@@ -25,6 +25,12 @@ const (
 	// and fat link whole layers come sooner than a start's reads, one after the other.
 	wholeTimes  = 2
 	leastMisses = 8 // that say something about the next ones
+	// longLink is the round trip from which on waiting is what a start is made of. On a shorter link the processor, which inflates what comes,
+	// or the bandwidth are, and neither has anything to spare for what is not needed.
+	longLink = 40 * time.Millisecond
+	// On a link that is neither long nor short only a start that has waited for so many chunks has so many more to wait for that guessing pays.
+	shortLink  = 5 * time.Millisecond
+	manyMisses = 64
 )
 
 // Values of config.json's cache.background.
@@ -91,14 +97,17 @@ func (l *openLayer) slowerByReads(misses int64) bool {
 	}
 	have, all := l.Progress()
 	bandwidth := kept.Bandwidth()
-	return bandwidth > 0 && float64(misses)*kept.Latency().Seconds() >= wholeTimes*float64(all-have)/bandwidth
+	return bandwidth > 0 && kept.Latency() >= longLink && float64(misses)*kept.Latency().Seconds() >= wholeTimes*float64(all-have)/bandwidth
 }
 
 // guesses has o's tree fetch what lies beside the chunks that a start waits for, of which nothing is known.
 func (o *openImage) guesses() {
 	o.tree.Guess(func(i int) int64 {
 		kept, ok := o.layers[i].blob.(*keptBlob)
-		if !ok {
+		if !ok || kept.Latency() < shortLink {
+			return 0
+		}
+		if kept.Latency() < longLink && sum(o.tree.Misses()) < manyMisses {
 			return 0
 		}
 		bandwidth := kept.Bandwidth()
@@ -107,6 +116,13 @@ func (o *openImage) guesses() {
 		}
 		return int64(min(bandwidth*kept.Latency().Seconds(), maxGuess))
 	})
+}
+
+func sum(ns []int64) (n int64) {
+	for _, v := range ns {
+		n += v
+	}
+	return n
 }
 
 // maxGuess is the most that is fetched beside one chunk, bytes of a blob.

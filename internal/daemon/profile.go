@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -63,7 +64,7 @@ func (s *start) prefetch(ctx context.Context) error {
 		if profile, err = s.image.tree.Landmarks(ctx); err != nil {
 			return err
 		}
-		profile = append(profile, s.image.tree.Predict(ctx, s.argv, s.env)...)
+		return errors.Join(s.image.tree.Replay(ctx, profile), s.image.tree.Prefetch(ctx, s.argv, s.env))
 	}
 	return s.image.tree.Replay(ctx, profile)
 }
