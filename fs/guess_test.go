@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,5 +79,60 @@ func settled(t *testing.T, tree *Tree) {
 		if time.Now().After(deadline) {
 			t.Fatal("guesses do not end")
 		}
+	}
+}
+
+// spanLayer is a layer of whose blob whole spans have to be read for whatever is in them.
+type spanLayer struct {
+	packedLayer
+	span int64
+}
+
+func (l spanLayer) Place(entry int, off int64) (layer.Place, bool) {
+	p, ok := l.packedLayer.Place(entry, off)
+	p.From, p.To = p.From/l.span*l.span, (p.To+l.span-1)/l.span*l.span
+	return p, ok
+}
+
+// A replay reads no span twice, however far apart in the profile its chunks are.
+func TestReplayReadsSpansOnce(t *testing.T) {
+	const files, size, span = 300, 10_000, 200_000
+	var es []item
+	for i := range files {
+		es = append(es, file(fmt.Sprintf("f%03d", i), string(bytes.Repeat([]byte{byte(i), byte(i >> 8)}, size/2))))
+	}
+	l := spanLayer{packedLayer{newLayer(es...), size}, span}
+	l.cache = newCache()
+	tree, err := New(t.Context(), []Layer{l}, l.cache, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	<-tree.Sealed()
+	var profile []Touch
+	for i := range files { // first every span's first file, then every second, ...
+		profile = append(profile, Touch{ID: mustWalk(t, tree, fmt.Sprintf("f%03d", i*20%files+i*20/files))})
+	}
+	read := int64(0)
+	for _, r := range tree.Ranges(profile) {
+		read += r.To - r.From
+	}
+	if read > files*size+span {
+		t.Errorf("%d bytes are read of %d", read, files*size)
+	}
+	if err := tree.Replay(t.Context(), profile); err != nil {
+		t.Fatal(err)
+	}
+	brought := map[int]int{}
+	for _, nums := range l.brought {
+		if !slices.IsSorted(nums) {
+			t.Errorf("%v is not in order", nums)
+		}
+		for _, n := range nums {
+			brought[n]++
+		}
+	}
+	if len(brought) != files {
+		t.Errorf("%d chunks are brought of %d", len(brought), files)
 	}
 }

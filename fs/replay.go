@@ -89,6 +89,12 @@ func (t *Tree) batches(profile []Touch) []batch {
 	for _, w := range windows {
 		from := len(out)
 		for _, b := range w {
+			if i := slices.IndexFunc(out[:from], func(m batch) bool { return m.covers(&b) }); i >= 0 {
+				// An earlier one reads those bytes anyway, as where chunks share what has to be inflated for them.
+				at, _ := slices.BinarySearch(out[i].nums, b.nums[0])
+				out[i].nums = slices.Insert(out[i].nums, at, b.nums[0])
+				continue
+			}
 			if last := len(out) - 1; last >= from && out[last].takes(&b, gap) {
 				m := &out[last]
 				m.to, m.nums, m.first = max(m.to, b.to), append(m.nums, b.nums...), min(m.first, b.first)
@@ -104,6 +110,11 @@ func (t *Tree) batches(profile []Touch) []batch {
 // takes tells whether b, which lies behind m, may go with it.
 func (m *batch) takes(b *batch, gap int64) bool {
 	return b.layer == m.layer && b.from-m.to <= gap && (b.to <= m.to || b.to-m.from <= maxBatch)
+}
+
+// covers tells whether m reads all that b would.
+func (m *batch) covers(b *batch) bool {
+	return b.layer == m.layer && b.from >= m.from && b.to <= m.to
 }
 
 // windows cuts a profile into windows of single chunks, each in order of layer and blob, and says how many bytes of blobs
