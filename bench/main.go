@@ -34,6 +34,6 @@ func newRoot() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure how fast container images start, cold and warm",
 	}
-	root.AddCommand(setupCommand(), runCommand(), quickCommand(), replayCommand(), predictCommand(), warmCommand(), guestCommand(), sandboxesCommand(), reportCommand(), tableCommand(), readmeCommand(), cowCommand())
+	root.AddCommand(setupCommand(), runCommand(), quickCommand(), replayCommand(), predictCommand(), bulkCommand(), warmCommand(), guestCommand(), sandboxesCommand(), reportCommand(), tableCommand(), readmeCommand(), cowCommand())
 	return root
 }
