@@ -2,6 +2,7 @@ package cow
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sort"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -250,7 +252,15 @@ func (m *mounted) start() {
 
 func (m *mounted) stop() {
 	m.t.Helper()
-	if err := m.srv.Unmount(); err != nil {
+	err := m.srv.Unmount()
+	for range 50 { // somebody may be looking at all mounts
+		if err == nil || !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+		err = m.srv.Unmount()
+	}
+	if err != nil {
 		m.t.Error(err)
 		unix.Unmount(m.dir, unix.MNT_DETACH)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 	"syscall"
@@ -89,7 +90,8 @@ func (o op) String() string { return fmt.Sprintf("%s %s %s n=%d off=%d", o.kind,
 
 var opKinds = []string{"create", "excl", "write", "append", "truncate", "read", "unlink", "rmdir", "mkdir", "rename", "rename", "noreplace",
 	"exchange", "link", "symlink", "mkfifo", "mknod", "chmod", "chown", "utimes", "setxattr", "rmxattr", "list", "stat", "punch", "zero", "falloc",
-	"copyrange", "tmpfile", "hold", "heldwrite", "release", "remount"}
+	"copyrange", "tmpfile", "hold", "heldwrite", "release", "remount", "reserve", "acl", "defacl", "rmacl", "setcap", "flock", "ofdlock", "relink",
+	"asuser write", "asuser truncate", "asuser chmod", "asuser chown", "asuser create", "asuser mkdir", "asuser unlink", "asuser rename", "asuser link", "asuser read"}
 
 var opPaths = []string{"etc", "etc/debian_version", "etc/passwd", "etc/shadow", "etc/localtime", "etc/new", "etc/d", "bin/ls", "bin/cat", "bin/busybox",
 	"bin/su", "bin", "opt", "opt/app", "opt/app/lib", "opt/app/lib/a.py", "opt/app/main.py", "opt2", "opt2/app", "opt2/app/lib", "big", "empty", "empty/x",
@@ -98,15 +100,18 @@ var opPaths = []string{"etc", "etc/debian_version", "etc/passwd", "etc/shadow", 
 func drawOp(t *rapid.T, paths []string) op {
 	o := op{kind: rapid.SampledFrom(opKinds).Draw(t, "op")}
 	o.a = rapid.SampledFrom(paths).Draw(t, "a")
-	switch o.kind {
+	kind := strings.TrimPrefix(o.kind, asUser)
+	switch kind {
 	case "rename", "noreplace", "exchange", "link", "copyrange":
 		o.b = rapid.SampledFrom(paths).Draw(t, "b")
 	}
-	switch o.kind {
-	case "write", "append", "truncate", "read", "punch", "zero", "falloc", "copyrange", "heldwrite":
+	switch kind {
+	case "write", "append", "truncate", "read", "punch", "zero", "falloc", "copyrange", "heldwrite", "reserve":
 		o.n = rapid.Int64Range(0, 20000).Draw(t, "n")
 		o.off = rapid.SampledFrom([]int64{0, 1, 4095, 4096, 5000, 65536, 100000, 1 << 20}).Draw(t, "off")
-	case "chmod", "chown", "utimes", "setxattr", "mkdir", "create", "excl", "tmpfile":
+	case "flock", "ofdlock", "relink":
+		o.n = rapid.Int64Range(0, 7).Draw(t, "n")
+	case "chmod", "chown", "utimes", "setxattr", "mkdir", "create", "excl", "tmpfile", "acl", "defacl":
 		o.n = rapid.SampledFrom([]int64{0o644, 0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o600}).Draw(t, "n")
 	}
 	return o
@@ -133,7 +138,22 @@ func pattern(n, seed int64) []byte {
 	return b
 }
 
+// asUser before the kind of an operation: it is done by somebody without privileges.
+const asUser = "asuser "
+
+// modelUser is who that is: chown in a model gives files to such people, too.
+const modelUser = 0o644
+
 func (s *side) do(o op) string {
+	if kind, ok := strings.CutPrefix(o.kind, asUser); ok {
+		o.kind = kind
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		unix.SetfsgidRetGid(modelUser)
+		unix.SetfsuidRetUid(modelUser)
+		defer unix.SetfsgidRetGid(0)
+		defer unix.SetfsuidRetUid(0)
+	}
 	a, b := filepath.Join(s.root, o.a), filepath.Join(s.root, o.b)
 	withFile := func(flags int, fn func(fd int) error) error {
 		fd, err := unix.Open(a, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o666)
@@ -270,6 +290,41 @@ func (s *side) do(o op) string {
 		}
 	case "release":
 		s.close()
+	case "reserve":
+		err = withFile(unix.O_WRONLY, func(fd int) error {
+			if err := regular(fd, nil); err != nil {
+				return err
+			}
+			return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, o.off, o.n+1)
+		})
+	case "acl", "defacl":
+		list := acl{{aclUserObj, uint16(o.n >> 6 & 7), ^uint32(0)}, {aclUser, 6, modelUser}, {aclGroupObj, uint16(o.n >> 3 & 7), ^uint32(0)},
+			{aclGroup, 5, 42}, {aclMask, uint16(o.n >> 3 & 7), ^uint32(0)}, {aclOther, uint16(o.n & 7), ^uint32(0)}}
+		if o.n&0o4000 != 0 {
+			list = acl{list[0], list[2], list[5]}
+		}
+		err = unix.Setxattr(a, map[string]string{"acl": xattrACL, "defacl": xattrDefaultACL}[o.kind], list.bytes(), 0)
+	case "rmacl":
+		for _, attr := range []string{xattrACL, xattrDefaultACL} {
+			if e := unix.Removexattr(a, attr); err == nil && e != unix.ENODATA { // of the lower's files overlayfs says so, ext4 does not
+				err = e
+			}
+		}
+	case "setcap":
+		err = unix.Lsetxattr(a, xattrCaps, []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
+	case "flock", "ofdlock", "relink":
+		if len(s.held) == 0 {
+			break
+		}
+		fd := s.held[int(o.n)%len(s.held)]
+		switch o.kind {
+		case "flock":
+			err = unix.Flock(fd, []int{unix.LOCK_EX, unix.LOCK_SH, unix.LOCK_UN}[o.n%3]|unix.LOCK_NB)
+		case "ofdlock":
+			err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: []int16{unix.F_WRLCK, unix.F_RDLCK, unix.F_UNLCK}[o.n%3], Start: o.n * 10, Len: 15})
+		case "relink":
+			err = unix.Linkat(unix.AT_FDCWD, procFD(fd), unix.AT_FDCWD, a, unix.AT_SYMLINK_FOLLOW)
+		}
 	}
 	if err != nil {
 		var no syscall.Errno
@@ -296,7 +351,7 @@ func look(path string) (string, error) {
 	}
 	var keep []string
 	for _, f := range strings.Fields(line) {
-		if strings.HasPrefix(f, "ino=") || strings.HasPrefix(f, "mtime=") || strings.HasPrefix(f, "security.") ||
+		if strings.HasPrefix(f, "ino=") || strings.HasPrefix(f, "mtime=") || strings.HasPrefix(f, "security.selinux") ||
 			strings.HasPrefix(f, "nlink=") && strings.HasPrefix(line, "04") {
 			continue
 		}

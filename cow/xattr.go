@@ -189,7 +189,8 @@ func (f *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, 
 	}))
 }
 
-// RemoveXAttr copies the file up and removes the attribute there.
+// RemoveXAttr copies the file up and removes the attribute there. Of an ACL that is not there nobody is told (setfacl -b
+// removes both kinds of every file).
 func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
 	n, err := f.node(h.NodeId)
 	if err != nil {
@@ -198,13 +199,12 @@ func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) 
 	ctx := request(cancel)
 	if !n.up.Load() || n == f.root && f.rootless.Load() {
 		if _, err := f.lower.Getxattr(ctx, n.lower, attr); err != nil {
-			return fail(err)
+			return fail(absentACL(attr, err))
 		}
 	}
 	return fail(f.changeXattr(ctx, n, attr, func(p place, host string) error {
-		err := p.removexattr(host)
-		if err != nil {
-			return err
+		if err := p.removexattr(host); err != nil {
+			return absentACL(attr, err)
 		}
 		switch attr {
 		case xattrCaps:
@@ -216,6 +216,14 @@ func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) 
 		}
 		return nil
 	}))
+}
+
+// absentACL turns the failure to remove an attribute that is not there into success if it is an ACL.
+func absentACL(attr string, err error) error {
+	if (attr == xattrACL || attr == xattrDefaultACL) && errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	return err
 }
 
 // changeXattr calls change, with tree locked, on n's place in the upper.
