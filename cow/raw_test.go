@@ -1,7 +1,10 @@
 package cow
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -276,5 +279,217 @@ func TestForgottenIsGone(t *testing.T) {
 	}
 	if n := f.handles.idle.Len(); n > maxHandles {
 		t.Errorf("%d files are open", n)
+	}
+}
+
+// FuzzUpper opens an upper whose records, map and identity say anything, walks it, writes to it and exports it: no panic, no
+// hang, nothing out of bounds.
+func FuzzUpper(f *testing.F) {
+	f.Add("1000001 1048699", "U+5", "1:2:0755:char-1-3", []byte(mapMagic+"\xff\x01"), []byte(`{"version":1,"lower":"","whiteouts":"both"}`), []byte("y"))
+	f.Add("1000010 99999999999999999", "L-3", "0:0:04755:symlink", []byte(mapMagic), []byte(`{"version":1}`), []byte("bytes"))
+	f.Add("ffffffff 1", "", "0:0:0:pipe", []byte{}, []byte(`{"bytes":-1,"inodes":-99}`), []byte("{}"))
+	lower := sampleLower()
+	big, _, err := lower.Lookup(f.Context(), fs.Root, "big")
+	must(f, err)
+	f.Fuzz(func(t *testing.T, origin, nlink, over string, ranges, format, usage []byte) {
+		upper := t.TempDir()
+		private := filepath.Join(upper, privateDir)
+		for _, dir := range []string{"ranges", "index"} {
+			must(t, os.MkdirAll(filepath.Join(private, dir), 0o700))
+		}
+		for _, name := range []string{"big", "file", "etc/passwd", "opt/link", "etc/.wh.shadow"} {
+			must(t, os.MkdirAll(filepath.Dir(filepath.Join(upper, name)), 0o755))
+			must(t, os.WriteFile(filepath.Join(upper, name), ranges, 0o644))
+		}
+		must(t, os.Link(filepath.Join(upper, "file"), filepath.Join(private, "index", privateName(big))))
+		must(t, os.WriteFile(filepath.Join(private, "ranges", privateName(big)), ranges, 0o600))
+		must(t, os.WriteFile(filepath.Join(private, "format.json"), format, 0o600))
+		must(t, os.WriteFile(filepath.Join(private, usageFile), usage, 0o600))
+		for name, attrs := range map[string]map[string]string{
+			"big":        {"user.msbfs.origin": fmt.Sprintf("%x 1048699", big), overrideXattr: over},
+			"file":       {"user.msbfs.origin": origin, "user.msbfs.nlink": nlink},
+			"etc":        {"user.msbfs.origin": origin, overrideXattr: over},
+			"opt":        {"user.overlay.opaque": string(usage), overrideXattr: over},
+			"opt/link":   {overrideXattr: over + ":symlink", "user.msbfs.nlink": nlink},
+			"etc/passwd": {overrideXattr: over, "user.msbfs." + guestPrefix + xattrACL: origin, "user.msbfs." + guestPrefix + xattrCaps: nlink},
+		} {
+			for attr, v := range attrs {
+				must(t, unix.Lsetxattr(filepath.Join(upper, name), attr, []byte(v), 0))
+			}
+		}
+		c, err := New(lower, upper, Options{Bytes: 1 << 24})
+		if err != nil {
+			return
+		}
+		g := guest{f: c, r: rand.New(rand.NewSource(int64(len(origin) + len(ranges))))}
+		for range 60 {
+			g.request()
+		}
+		if err := c.ExportLayer(t.Context(), io.Discard); err == nil {
+			for range c.Diff(t.Context()) {
+			}
+		}
+		must(t, c.Close())
+	})
+}
+
+// TestHostileUpper opens uppers that somebody made to lead the server astray: outside, in circles, or to a wait without an
+// end.
+func TestHostileUpper(t *testing.T) {
+	outside := t.TempDir()
+	secret := filepath.Join(outside, "secret")
+	must(t, os.WriteFile(secret, []byte("outside"), 0o600))
+	lower := sampleLower()
+	id := func(path string) uint64 {
+		at := uint64(fs.Root)
+		for _, name := range strings.Split(path, "/") {
+			at, _, _ = lower.Lookup(t.Context(), at, name)
+		}
+		return at
+	}
+	origin := func(path string, of uint64, base int64) func(u string) error {
+		return func(u string) error {
+			return unix.Lsetxattr(filepath.Join(u, path), "user.msbfs.origin", []byte(formatOrigin(of, base)), 0)
+		}
+	}
+	private := func(path string) string { return filepath.Join(privateDir, path) }
+	mapOf := private("ranges/" + privateName(id("big")))
+	tests := map[string][]func(u string) error{
+		"private directory is a link": {func(u string) error { os.RemoveAll(u + "/" + privateDir); return os.Symlink(outside, u+"/"+privateDir) }},
+		"ranges is a link": {func(u string) error {
+			os.RemoveAll(u + "/" + private("ranges"))
+			return os.Symlink(outside, u+"/"+private("ranges"))
+		}},
+		"work is a link": {func(u string) error {
+			os.RemoveAll(u + "/" + private("work"))
+			return os.Symlink(outside, u+"/"+private("work"))
+		}},
+		"work holds a link and a tree": {func(u string) error { return os.Symlink(outside, u+"/"+private("work/x")) }, func(u string) error { return os.MkdirAll(u+"/"+private("orphans/a/b/c/d"), 0) }},
+		"identity is a link": {func(u string) error {
+			os.Remove(u + "/" + private("format.json"))
+			return os.Symlink(secret, u+"/"+private("format.json"))
+		}},
+		"identity is a fifo": {func(u string) error {
+			os.Remove(u + "/" + private("format.json"))
+			return unix.Mkfifo(u+"/"+private("format.json"), 0o600)
+		}},
+		"identity is endless": {func(u string) error { return os.Truncate(u+"/"+private("format.json"), 1<<40) }},
+		"usage is a fifo": {func(u string) error {
+			os.Remove(u + "/" + private(usageFile))
+			return unix.Mkfifo(u+"/"+private(usageFile), 0o600)
+		}},
+		"map is a link":      {func(u string) error { os.Remove(u + "/" + mapOf); return os.Symlink(secret, u+"/"+mapOf) }},
+		"map is a fifo":      {func(u string) error { os.Remove(u + "/" + mapOf); return unix.Mkfifo(u+"/"+mapOf, 0o600) }},
+		"map is a directory": {func(u string) error { os.Remove(u + "/" + mapOf); return os.Mkdir(u+"/"+mapOf, 0o700) }},
+		"map owns all and more": {func(u string) error {
+			return os.WriteFile(u+"/"+mapOf, []byte(mapMagic+strings.Repeat("\xff", 1<<16)), 0o600)
+		}},
+		"map is of something else":            {func(u string) error { return os.WriteFile(u+"/"+mapOf, []byte("what is this?"), 0o600) }},
+		"map is the file's other name":        {func(u string) error { os.Remove(u + "/" + mapOf); return os.Link(u+"/big", u+"/"+mapOf) }},
+		"file claims more than there is":      {origin("big", id("big"), 1<<62)},
+		"file was copied up from a directory": {origin("big", id("opt"), 1<<20)},
+		"file was copied up from nothing":     {origin("big", 12345, 1<<20)},
+		"directory was copied up from a file": {func(u string) error { return os.Mkdir(u+"/new", 0o755) }, origin("new", id("big"), 0)},
+		"directories show each other":         {func(u string) error { return os.MkdirAll(u+"/x/y", 0o755) }, origin("x", id("opt"), 0), origin("x/y", id("opt"), 0)},
+		"directory shows the root":            {func(u string) error { return os.MkdirAll(u+"/x/x", 0o755) }, origin("x", fs.Root, 0), origin("x/x", fs.Root, 0)},
+		"directory shows its parent":          {func(u string) error { return os.MkdirAll(u+"/opt/app", 0o755) }, origin("opt/app", id("opt"), 0), origin("opt", id("opt"), 0)},
+		"file is a link outside":              {func(u string) error { return os.Symlink(secret, u+"/etc/link") }},
+		"directory is a link outside":         {func(u string) error { return os.Symlink(outside, u+"/out") }},
+		"file is a fifo of the host's":        {func(u string) error { os.Remove(u + "/big"); return unix.Mkfifo(u+"/big", 0o600) }},
+		"file is a device of the host's": {func(u string) error {
+			os.Remove(u + "/big")
+			return unix.Mknod(u+"/big", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5)))
+		}},
+		"index leads outside":   {func(u string) error { return os.Symlink(secret, u+"/"+private("index/"+privateName(id("bin/ls")))) }},
+		"index has a fifo":      {func(u string) error { return unix.Mkfifo(u+"/"+private("index/"+privateName(id("bin/ls"))), 0o600) }},
+		"link count below none": {func(u string) error { return unix.Lsetxattr(u+"/big", "user.msbfs.nlink", []byte("L-2147483648"), 0) }},
+	}
+	for name, steps := range tests {
+		t.Run(name, func(t *testing.T) {
+			upper := t.TempDir()
+			f, err := New(lower, upper, Options{})
+			must(t, err)
+			var big, etc fuse.EntryOut
+			f.Lookup(nil, &fuse.InHeader{NodeId: fs.Root}, "big", &big)
+			f.Write(nil, &fuse.WriteIn{InHeader: fuse.InHeader{NodeId: big.NodeId}, Offset: 70000}, []byte("written"))
+			f.Lookup(nil, &fuse.InHeader{NodeId: fs.Root}, "etc", &etc)
+			f.Unlink(nil, &fuse.InHeader{NodeId: etc.NodeId}, "shadow")
+			must(t, f.Close())
+			for _, step := range steps {
+				if err := step(upper); err != nil {
+					if os.Geteuid() != 0 && errors.Is(err, unix.EPERM) {
+						t.Skip("making devices needs root")
+					}
+					t.Fatal(err)
+				}
+			}
+			f, err = New(lower, upper, Options{Bytes: 1 << 30})
+			if err == nil {
+				w := walker{f: f, left: 2000}
+				w.walk(fs.Root)
+				for range f.Diff(t.Context()) {
+				}
+				f.ExportLayer(t.Context(), io.Discard)
+				must(t, f.Close())
+				if w.left == 0 {
+					t.Error("the tree has no end")
+				}
+				if strings.Contains(w.seen.String(), "outside") {
+					t.Error("what is outside was read")
+				}
+			}
+			if es, err := os.ReadDir(outside); err != nil || len(es) != 1 {
+				t.Fatalf("outside there is %v, %v", es, err)
+			}
+			wantFile(t, secret, "outside")
+		})
+	}
+}
+
+// walker visits, reads and writes all of a tree, as far as it lets it.
+type walker struct {
+	f    *FS
+	left int // entries that it still looks at
+	seen strings.Builder
+}
+
+func (w *walker) walk(dir uint64) {
+	n, err := w.f.node(dir)
+	if err != nil {
+		return
+	}
+	names, _ := (&differ{f: w.f, ctx: context.Background()}).names(n, n.lower)
+	w.f.lower.ReadDir(context.Background(), n.lower, 0, func(name string, _ uint64, _ fs.Attr) bool {
+		names = append(names, name)
+		return true
+	})
+	for _, name := range names {
+		if w.left == 0 {
+			return
+		}
+		w.left--
+		h := fuse.InHeader{NodeId: dir}
+		var e fuse.EntryOut
+		if s := w.f.Lookup(nil, &h, name, &e); !s.Ok() || e.NodeId == 0 {
+			continue
+		}
+		h.NodeId = e.NodeId
+		buf := make([]byte, 4096)
+		switch e.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			w.walk(e.NodeId)
+		case unix.S_IFREG:
+			for _, off := range []uint64{0, 69632, 1 << 20} {
+				if r, s := w.f.Read(nil, &fuse.ReadIn{InHeader: h, Offset: off, Size: uint32(len(buf))}, buf); s.Ok() {
+					b, _ := r.Bytes(nil)
+					w.seen.Write(b)
+				}
+			}
+			w.f.Write(nil, &fuse.WriteIn{InHeader: h, Offset: 5000}, []byte("x"))
+			w.f.SetAttr(nil, &fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: h, Valid: fuse.FATTR_SIZE, Size: 9999}}, new(fuse.AttrOut))
+			w.f.Fsync(nil, &fuse.FsyncIn{InHeader: h})
+		}
+		w.f.ListXAttr(nil, &h, buf)
+		w.f.Rename(nil, &fuse.RenameIn{InHeader: fuse.InHeader{NodeId: dir}, Newdir: dir}, name, name+"2")
 	}
 }
