@@ -38,10 +38,12 @@ func (n *Network) target(address tcpip.Address, port uint16) (netip.AddrPort, er
 	policy := n.policy
 	n.mu.Unlock()
 	if to.Addr() == netip.MustParseAddr(Gateway) {
-		switch {
-		case port == dnsPort && policy != None && len(n.options.Resolvers) > 0:
-			return n.options.Resolvers[0], nil
-		case policy == All:
+		if port == dnsPort && policy != None {
+			if resolvers := n.resolvers(); len(resolvers) > 0 {
+				return resolvers[0], nil
+			}
+		}
+		if policy == All {
 			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), nil
 		}
 		return to, fmt.Errorf("%s: the gateway has no such service", to)
@@ -195,11 +197,20 @@ func (n *Network) exchange(a, b net.Conn) {
 
 func isTransient(err error) bool { return strings.Contains(err.Error(), "connection refused") }
 
-// hostResolvers returns the name servers of a resolv.conf(5), in its order.
+// resolvers returns the name servers to ask. The host's are looked for each time: it may be in another network than when the guest
+// was booted.
+func (n *Network) resolvers() []netip.AddrPort {
+	if n.options.Resolvers != nil {
+		return n.options.Resolvers
+	}
+	return hostResolvers("/etc/resolv.conf")
+}
+
+// hostResolvers returns the name servers of a resolv.conf(5), in its order; where it has none that is this machine.
 func hostResolvers(file string) []netip.AddrPort {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil
+		text = nil
 	}
 	var found []netip.AddrPort
 	for line := range strings.Lines(string(text)) {
@@ -209,6 +220,9 @@ func hostResolvers(file string) []netip.AddrPort {
 				found = append(found, netip.AddrPortFrom(addr, dnsPort))
 			}
 		}
+	}
+	if len(found) == 0 {
+		return []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)}
 	}
 	return found
 }

@@ -42,7 +42,7 @@ const (
 type Options struct {
 	Policy    Policy // "" is None
 	Ports     []Port
-	Resolvers []netip.AddrPort // name servers the gateway asks; nil is the host's own
+	Resolvers []netip.AddrPort // name servers the gateway asks, the first of them; nil is the host's own, whichever it has by then
 	Dialer    Dialer           // makes connections; nil is the host's
 	Refused   func(error)      // told what the policy has refused, at most once a second; may be nil
 }
@@ -78,9 +78,6 @@ func New(o Options) (_ *Network, err error) {
 	}
 	if o.Dialer == nil {
 		o.Dialer = &net.Dialer{Timeout: dialTimeout}
-	}
-	if o.Resolvers == nil {
-		o.Resolvers = hostResolvers("/etc/resolv.conf")
 	}
 	n := &Network{options: o, policy: o.Policy, limit: make(chan struct{}, maxSessions)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())

@@ -370,14 +370,22 @@ func TestParsePort(t *testing.T) {
 
 func TestHostResolvers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(file, []byte("# none\nsearch x\nnameserver 127.0.0.53\nnameserver\nnameserver bad\n nameserver fe80::1%eth0 \n"), 0o600); err != nil {
-		t.Fatal(err)
+	for content, want := range map[string]string{
+		"# none\nsearch x\nnameserver 127.0.0.53\nnameserver\nnameserver bad\n nameserver fe80::1%eth0 \n": "[127.0.0.53:53 [fe80::1%eth0]:53]",
+		"nameserver\t2001:db8::1\r\noptions edns0":                                                         "[[2001:db8::1]:53]",
+		"search example.com\n": "[127.0.0.1:53]",
+		"":                     "[127.0.0.1:53]",
+		"#nameserver 1.1.1.1\n;nameserver 1.1.1.1": "[127.0.0.1:53]",
+	} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(hostResolvers(file)); got != want {
+			t.Errorf("%q: %s, want %s", content, got, want)
+		}
 	}
-	if got := fmt.Sprint(hostResolvers(file)); got != "[127.0.0.53:53 [fe80::1%eth0]:53]" {
+	if got := fmt.Sprint(hostResolvers(file + ".absent")); got != "[127.0.0.1:53]" {
 		t.Error(got)
-	}
-	if hostResolvers(file+".absent") != nil {
-		t.Error("resolvers of no file")
 	}
 }
 
