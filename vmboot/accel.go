@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,7 +48,7 @@ func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 	if openKVM() != nil {
 		return AccelTCG, nil
 	}
-	p, err := probeKVM(ctx, k)
+	p, err := probeKVM(ctx, k, false)
 	if err != nil {
 		return "", err
 	}
@@ -57,12 +58,12 @@ func Accelerator(ctx context.Context, want string, k *Kernel) (string, error) {
 	return AccelTCG, nil
 }
 
-// mustKVM says why k cannot run under KVM here.
+// mustKVM says why k cannot run under KVM here. Who insists has a reason to: what has failed before is tried again.
 func mustKVM(ctx context.Context, k *Kernel) error {
 	if err := openKVM(); err != nil {
 		return fmt.Errorf("accelerator kvm: %w: add this user to the group kvm, or use auto or tcg", err)
 	}
-	p, err := probeKVM(ctx, k)
+	p, err := probeKVM(ctx, k, true)
 	if err == nil && !p.Works {
 		err = fmt.Errorf("a guest kernel does not boot under it here (%s): use auto or tcg", p.Reason)
 	}
@@ -72,8 +73,9 @@ func mustKVM(ctx context.Context, k *Kernel) error {
 	return nil
 }
 
-// probeKVM returns whether k boots under KVM here, as remembered or else tried now.
-func probeKVM(ctx context.Context, k *Kernel) (Probe, error) {
+// probeKVM returns whether k boots under KVM here, as remembered or else tried now; insist does not believe in a failure that is
+// remembered.
+func probeKVM(ctx context.Context, k *Kernel, insist bool) (Probe, error) {
 	program, err := findQEMU("")
 	if err != nil {
 		return Probe{}, err
@@ -86,7 +88,7 @@ func probeKVM(ctx context.Context, k *Kernel) (Probe, error) {
 	if err != nil {
 		return Probe{}, err
 	}
-	return remembered(ctx, filepath.Join(dir, "accel.json"), key, func(ctx context.Context) (Probe, error) {
+	return remembered(ctx, filepath.Join(dir, "accel.json"), key, insist, func(ctx context.Context) (Probe, error) {
 		return ProbeAccel(ctx, AccelKVM, k)
 	})
 }
@@ -100,9 +102,10 @@ type Probe struct {
 }
 
 // remembered returns the outcome stored in file under key, else what try says, and stores that. Where it cannot be
-// stored it is tried again the next time. Processes that ask at the same time wait for one try.
-func remembered(ctx context.Context, file, key string, try func(context.Context) (Probe, error)) (Probe, error) {
-	if p, ok := recall(file, key); ok {
+// stored it is tried again the next time. Processes that ask at the same time wait for one try. With insist a failure is as good as
+// nothing.
+func remembered(ctx context.Context, file, key string, insist bool, try func(context.Context) (Probe, error)) (Probe, error) {
+	if p, ok := recall(file, key); ok && (p.Works || !insist) {
 		return p, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err == nil {
@@ -110,7 +113,7 @@ func remembered(ctx context.Context, file, key string, try func(context.Context)
 			defer unlock()
 		}
 	}
-	if p, ok := recall(file, key); ok {
+	if p, ok := recall(file, key); ok && (p.Works || !insist) {
 		return p, nil
 	}
 	p, err := try(ctx)
@@ -186,6 +189,20 @@ func hostKey(qemu string, k *Kernel) (string, error) {
 		fmt.Fprintln(h, file, st.Size(), st.ModTime().UnixNano())
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}
+
+// Identity names what a VM of k is made of here: QEMU, this program's agent, k and the host. Equal ones are alike.
+func Identity(k *Kernel) (string, error) {
+	program, err := findQEMU("")
+	if err != nil {
+		return "", err
+	}
+	agent, err := AgentBinary()
+	if err != nil {
+		return "", err
+	}
+	host, err := hostKey(program, k)
+	return fmt.Sprintf("%s %08x", host, crc32.Checksum(agent, crc32.MakeTable(crc32.Castagnoli))), err
 }
 
 // ProbeAccel boots k under accel without a root filesystem and sees whether the agent says hello in a few seconds. The error is about what kept it from trying.

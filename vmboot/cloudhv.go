@@ -159,6 +159,13 @@ const (
 	terminals = "/dev/pts/"
 )
 
+// isTerminal says whether path is the kernel's name of a pseudo-terminal, and nothing that leads elsewhere.
+func isTerminal(path string) bool {
+	number, ok := strings.CutPrefix(path, terminals)
+	_, err := strconv.ParseUint(number, 10, 31)
+	return ok && err == nil
+}
+
 // console opens the terminal that is the machine's virtio console, once there is one.
 func (a *cloudAPI) console() (*os.File, error) {
 	tick := time.NewTicker(apiPoll)
@@ -169,7 +176,7 @@ func (a *cloudAPI) console() (*os.File, error) {
 				Console struct{ File string }
 			}
 		}
-		if a.call("GET", "vm.info", &info) == nil && strings.HasPrefix(info.Config.Console.File, terminals) {
+		if a.call("GET", "vm.info", &info) == nil && isTerminal(info.Config.Console.File) {
 			return openRaw(info.Config.Console.File)
 		}
 		select {

@@ -149,3 +149,14 @@ func openTerminal(t *testing.T) (*os.File, string) {
 	}
 	return master, fmt.Sprintf("/dev/pts/%d", n)
 }
+
+func TestOnlyTerminalsAreOpened(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/dev/pts/7": true, "/dev/pts/ptmx": false, "/dev/pts/": false, "": false, "/dev/pts/../kvm": false, "/dev/pts/1/../../kvm": false,
+		"/dev/pts/-1": false, "/etc/passwd": false, "7": false,
+	} {
+		if isTerminal(path) != want {
+			t.Errorf("%q: not %v", path, want)
+		}
+	}
+}

@@ -114,7 +114,7 @@ func TestForcedKVMIsTried(t *testing.T) {
 	c := testConfig(t)
 	accel, err := Accelerator(t.Context(), AccelKVM, c.Kernel)
 	if err == nil {
-		if p, perr := probeKVM(t.Context(), c.Kernel); perr != nil || !p.Works || accel != AccelKVM {
+		if p, perr := probeKVM(t.Context(), c.Kernel, false); perr != nil || !p.Works || accel != AccelKVM {
 			t.Errorf("%q for a KVM that does not work: %+v, %v", accel, p, perr)
 		}
 	} else if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "tcg") {

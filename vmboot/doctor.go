@@ -72,7 +72,7 @@ func checkKVM(ctx context.Context, k *Kernel) Check {
 		c.Detail = "/dev/kvm opens; whether a kernel boots under it can be tried once `msb-launch setup` has got one"
 		return c
 	}
-	p, err := probeKVM(ctx, k)
+	p, err := probeKVM(ctx, k, false)
 	switch {
 	case err != nil:
 		c.Detail = fmt.Sprintf("/dev/kvm opens, but it could not be tried: %v; %s", err, instead)
