@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/microsandbox/msb-fs/layer"
 )
@@ -17,6 +18,7 @@ const (
 
 // grow is the tree while its layers stream: every path that a layer mentions, with what each layer says about it.
 type grow struct {
+	begun   time.Time // immutable
 	mu      sync.RWMutex
 	changed chan struct{} // closed and replaced whenever something was added
 	layers  []growLayer   // one more than the image has: the last has the directories that nobody wrote down
@@ -84,7 +86,7 @@ func (m *mark) object() bool {
 func (m *mark) dir() bool { return m.what&(isDir|isImplicit) != 0 }
 
 func newGrow(layers int) *grow {
-	return &grow{changed: make(chan struct{}), layers: make([]growLayer, layers+1), root: &name{}}
+	return &grow{begun: time.Now(), changed: make(chan struct{}), layers: make([]growLayer, layers+1), root: &name{}}
 }
 
 // mark returns what layer l says about n, nil when nothing.

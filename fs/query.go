@@ -92,13 +92,13 @@ func (t *Tree) Attr(ctx context.Context, id ID) (a Attr, err error) {
 	return a, nil
 }
 
-// rootPatience is how long who asks for the root's attributes waits for layers that have not begun: it is asked for on every
-// path, and what matters of it is seldom more than that it is a directory.
-const rootPatience = 300 * time.Millisecond
+// rootPatience is how long after its beginning a tree waits, when it is asked for the root's attributes, for layers that have
+// not begun: they are asked for on every path, and what matters of them is seldom more than that it is a directory.
+const rootPatience = time.Second
 
 // rootAttr is Attr of the root of a growing tree.
 func (t *Tree) rootAttr(ctx context.Context) (a Attr, err error) {
-	rctx, stop := context.WithTimeout(ctx, rootPatience)
+	rctx, stop := context.WithDeadline(ctx, t.grow.begun.Add(rootPatience))
 	defer stop()
 	err = t.wait(rctx, false, func(g *grow) error {
 		if a, err = g.attr(Root); err == nil && !g.rootShown() && t.trouble() == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -418,6 +419,21 @@ func (s *stream) inflater(ctx context.Context) (inflater, error) {
 	return &tarReader{r: r}, nil
 }
 
+// tarLike says whether a tar may begin with head: its first header has the checksum that it says (tar(5)), or there is none.
+func tarLike(head []byte) bool {
+	if len(head) < 512 || zero(head) {
+		return zero(head)
+	}
+	sum := int64(8 * ' ')
+	for i, c := range head[:512] {
+		if i < 148 || i >= 156 {
+			sum += int64(c)
+		}
+	}
+	said, err := strconv.ParseInt(strings.Trim(string(head[148:156]), " \x00"), 8, 64)
+	return err == nil && said == sum
+}
+
 // formOf says what a blob is that begins with head, if it may be that as a mediaType.
 func formOf(head []byte, mediaType string) (form, error) {
 	is, name := formTar, "an uncompressed tar"
@@ -436,6 +452,9 @@ func formOf(head []byte, mediaType string) (form, error) {
 		want = formZstd
 	case strings.HasSuffix(mediaType, "tar"):
 		want = formTar
+	}
+	if is == formTar && !tarLike(head) {
+		name = "neither gzip nor zstd nor a tar"
 	}
 	if want != is {
 		return 0, corrupt("its media type is %q, its bytes are %s", mediaType, name)

@@ -3,6 +3,7 @@ package layer
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
@@ -82,8 +83,13 @@ func (z *zstdReader) Read(p []byte) (int, error) {
 
 // explain tells a blob that is wrong from one that could not be read.
 func (z *zstdReader) explain(err error) error {
-	if z.frame != nil && z.frame.err != nil && z.frame.err != io.EOF {
+	switch {
+	case z.frame != nil && z.frame.err != nil && z.frame.err != io.EOF:
 		return z.frame.err
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+		return refused("its zstd window is larger than %d MiB", MaxWindow>>20)
+	case errors.Is(err, zstd.ErrUnknownDictionary):
+		return refused("its zstd data needs a dictionary, which an image cannot bring")
 	}
 	return corrupt("zstd data is damaged near byte %d: %w", z.pos(), err)
 }
@@ -116,7 +122,10 @@ func (z *zstdReader) next() error {
 		}
 		z.any = true
 		z.frame = &zstdFrame{br: z.br}
-		return z.dec.Reset(z.frame)
+		if err := z.dec.Reset(z.frame); err != nil {
+			return z.explain(err)
+		}
+		return nil
 	}
 }
 
