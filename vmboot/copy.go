@@ -2,6 +2,7 @@ package vmboot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,12 @@ func (a *Agent) CopyInTar(ctx context.Context, r io.Reader, to string) error {
 
 // CopyOutTar writes the guest's file or directory from to w as a tar stream. All of it is the guest's word.
 func (a *Agent) CopyOutTar(ctx context.Context, from string, w io.Writer) error {
-	if err := a.runCopier(ctx, Process{Args: []string{guestCopier, "pack", from}, Stdout: w}); err != nil {
+	to := &failingWriter{to: w}
+	err := a.runCopier(ctx, Process{Args: []string{guestCopier, "pack", from}, Stdout: to})
+	if to.err != nil {
+		err = to.err // why the guest's end was cut short
+	}
+	if err != nil {
 		return fmt.Errorf("copy %s out of the sandbox: %w", from, err)
 	}
 	return nil
@@ -58,7 +64,11 @@ func (a *Agent) CopyOut(ctx context.Context, from, to string) error {
 	r, w := io.Pipe()
 	unpacked := make(chan error, 1)
 	go func() {
-		err := tarcopy.Unpack(r, to)
+		as := tarcopy.First(from) // the guest may call it what it likes
+		if as == "." {
+			as = ""
+		}
+		err := tarcopy.Unpack(r, to, as)
 		r.CloseWithError(err) // the guest's packer is told
 		unpacked <- err
 	}()
@@ -85,6 +95,18 @@ func (a *Agent) runCopier(ctx context.Context, p Process) error {
 		err = errors.New(reason)
 	}
 	return err
+}
+
+// failingWriter keeps the first error of to.
+type failingWriter struct {
+	to  io.Writer
+	err error
+}
+
+func (f *failingWriter) Write(p []byte) (int, error) {
+	n, err := f.to.Write(p)
+	f.err = cmp.Or(f.err, err)
+	return n, err
 }
 
 // boundedWriter takes everything and keeps the beginning.

@@ -33,7 +33,7 @@ func copyFiles(args []string) error {
 	case len(args) == 2 && args[0] == "pack":
 		return tarcopy.Pack(os.Stdout, args[1])
 	case len(args) == 2 && args[0] == "unpack":
-		return tarcopy.Unpack(os.Stdin, args[1])
+		return tarcopy.Unpack(os.Stdin, args[1], "")
 	}
 	return errors.New("msb-agent is the first process of a sandbox and does nothing elsewhere")
 }

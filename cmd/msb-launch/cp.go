@@ -22,6 +22,9 @@ func (a *app) cpCmd() *cobra.Command {
 			if (from == "") == (to == "") {
 				return cli.Usagef("one of SRC and DST must be in a sandbox, as NAME:PATH, and the other here")
 			}
+			if src == "" || dst == "" {
+				return cli.Usagef("a path is missing: NAME:/ is all of a sandbox")
+			}
 			host, err := a.host()
 			if err != nil {
 				return err

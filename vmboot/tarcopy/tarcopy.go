@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -19,10 +18,7 @@ import (
 // what name contains where it ends in "/."; a symbolic link at name itself is followed, one below is not. Sockets are left out,
 // as by tar(1): they are nothing without the program that made them.
 func Pack(w io.Writer, name string) error {
-	as := base(filepath.Clean(name))
-	if strings.HasSuffix(name, "/.") {
-		as = "."
-	}
+	as := First(name)
 	name = filepath.Clean(name)
 	top, err := filepath.EvalSymlinks(name)
 	if err != nil {
@@ -38,12 +34,23 @@ func Pack(w io.Writer, name string) error {
 		if err != nil {
 			return err
 		}
-		return p.add(file, path.Join(as, filepath.ToSlash(below)), d)
+		if below = filepath.ToSlash(below); below == "." {
+			return p.add(file, as, d)
+		}
+		return p.add(file, as+"/"+below, d) // "./x" of what is only contained: whoever renames the first element needs one
 	})
 	if err != nil {
 		return err
 	}
 	return t.Close()
+}
+
+// First is the first element of the names in a stream that packs name: "." of what it contains.
+func First(name string) string {
+	if strings.HasSuffix(name, "/.") {
+		return "."
+	}
+	return base(filepath.Clean(name))
 }
 
 // base is the name under which name travels; the root directory has none of its own.

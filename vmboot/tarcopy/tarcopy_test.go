@@ -59,7 +59,7 @@ func TestCopy(t *testing.T) {
 		if strings.HasSuffix(c.to, "/") {
 			to += "/"
 		}
-		if err := Unpack(&b, to); err != nil {
+		if err := Unpack(&b, to, ""); err != nil {
 			t.Fatalf("%q to %q: %v", c.from, c.to, err)
 		}
 		found := filepath.Join(dst, c.found)
@@ -80,7 +80,7 @@ func TestCopy(t *testing.T) {
 			t.Errorf("time of a directory: %v, %v", st, err)
 		}
 	}
-	if err := Unpack(strings.NewReader(""), filepath.Join(t.TempDir(), "absent")+"/"); err == nil {
+	if err := Unpack(strings.NewReader(""), filepath.Join(t.TempDir(), "absent")+"/", ""); err == nil {
 		t.Error("an absent directory was taken")
 	}
 }
@@ -101,6 +101,8 @@ func TestHostileStreams(t *testing.T) {
 		"hard link":        {{Name: "h", Typeflag: tar.TypeLink, Linkname: "../secret"}},
 		"hard link by one": {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/secret"}},
 		"absolute name":    {{Name: "h", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}},
+		"link inside":      {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "other"}, file("l/escaped")},
+		"link as its dir":  {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "other"}, {Name: "l", Typeflag: tar.TypeDir, Mode: 0o777}},
 		"file over a tree": {{Name: "d", Typeflag: tar.TypeDir, Mode: 0o755}, file("d/x"), file("d")},
 	} {
 		dir := t.TempDir()
@@ -111,6 +113,7 @@ func TestHostileStreams(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "secret"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		noError(t, os.Mkdir(filepath.Join(dest, "other"), 0o700))
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
 		for _, h := range headers {
@@ -120,10 +123,10 @@ func TestHostileStreams(t *testing.T) {
 			w.Write([]byte("x")[:h.Size])
 		}
 		w.Close()
-		if err := Unpack(&b, dest); err == nil {
+		if err := Unpack(&b, dest, ""); err == nil {
 			t.Errorf("%s: was unpacked", name)
 		}
-		for _, escaped := range []string{filepath.Join(dir, "escaped"), "/tmp/msb-escaped", "/escaped"} {
+		for _, escaped := range []string{filepath.Join(dir, "escaped"), "/tmp/msb-escaped", "/escaped", filepath.Join(dest, "other", "escaped")} {
 			if _, err := os.Lstat(escaped); err == nil {
 				t.Errorf("%s: made %s", name, escaped)
 			}
@@ -135,7 +138,7 @@ func TestHostileStreams(t *testing.T) {
 	w := tar.NewWriter(&b)
 	w.WriteHeader(&tar.Header{Name: "su", Typeflag: tar.TypeReg, Mode: 0o6755})
 	w.Close()
-	if err := Unpack(&b, dest); err != nil {
+	if err := Unpack(&b, dest, ""); err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(filepath.Join(dest, "su")); err != nil || st.Mode() != 0o755 {
@@ -162,7 +165,7 @@ func TestOtherStreams(t *testing.T) {
 	}
 	w.Close()
 	dest := t.TempDir()
-	if err := Unpack(&b, dest); err == nil || !strings.Contains(err.Error(), `"null" is a device`) {
+	if err := Unpack(&b, dest, ""); err == nil || !strings.Contains(err.Error(), `"null" is a device`) {
 		t.Errorf("%v, want to hear of the device", err)
 	}
 	for name, want := range map[string]string{"abs": "----------", "deep/er/file": "-rw-r-----", "deep/link": "-rw-r-----", "pipe": "prw--w----"} {
@@ -188,7 +191,7 @@ func TestTreeOfEverything(t *testing.T) {
 		noError(t, os.Mkdir(filepath.Join(dest, "there"), 0o755))
 		var b bytes.Buffer
 		noError(t, Pack(&b, src))
-		noError(t, Unpack(&b, filepath.Join(dest, to)))
+		noError(t, Unpack(&b, filepath.Join(dest, to), ""))
 		at := filepath.Join(dest, to)
 		if to == "there" {
 			at = filepath.Join(at, "src")
@@ -208,6 +211,39 @@ func TestTreeOfEverything(t *testing.T) {
 		}
 		if _, err := os.Lstat(filepath.Join(at, "socket")); err == nil {
 			t.Error("a socket was copied")
+		}
+	}
+}
+
+// Whatever a sender calls what it sends, it is what was asked for.
+func TestNameOfWhatWasAskedFor(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	noError(t, w.WriteHeader(&tar.Header{Name: ".ssh/authorized_keys", Typeflag: tar.TypeReg, Mode: 0o600}))
+	noError(t, w.WriteHeader(&tar.Header{Name: ".profile", Typeflag: tar.TypeDir, Mode: 0o700}))
+	noError(t, w.Close())
+	dest := t.TempDir()
+	noError(t, Unpack(&b, dest, "hosts"))
+	entries, err := os.ReadDir(dest)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "hosts" {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+// What a directory contains goes into a directory that is there, and becomes one that is not.
+func TestContents(t *testing.T) {
+	src := tree(t)
+	for _, to := range []string{"there", "new"} {
+		dest := t.TempDir()
+		noError(t, os.Mkdir(filepath.Join(dest, "there"), 0o755))
+		var b bytes.Buffer
+		noError(t, Pack(&b, src+"/."))
+		noError(t, Unpack(&b, filepath.Join(dest, to), ""))
+		defer os.Chmod(filepath.Join(dest, to, "sub", "closed"), 0o700)
+		for name, want := range map[string]string{"a": "content of a", "sub/tool": "content of sub/tool"} {
+			if got, err := os.ReadFile(filepath.Join(dest, to, name)); err != nil || string(got) != want {
+				t.Errorf("%s: %s: %q, %v", to, name, got, err)
+			}
 		}
 	}
 }

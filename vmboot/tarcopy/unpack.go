@@ -18,10 +18,13 @@ import (
 // Unpack puts what r holds at dest: inside it where dest is a directory, else in its place. Owners are whoever
 // unpacks; modes and times are the stream's, but for set-id bits. Directories that the stream does not name are made. What is neither
 // a file, a directory, a link nor a pipe is left out, and named in the error that Unpack then returns when all else is there.
-func Unpack(r io.Reader, dest string) error {
+//
+// What comes from somebody who is not trusted is given its first name by as, where that is not "": so that it is nothing else in a directory
+// than what was asked for. Nothing is put through a symbolic link of the same stream.
+func Unpack(r io.Reader, dest, as string) error {
 	dir, rename := filepath.Split(filepath.Clean(dest))
 	if st, err := os.Stat(dest); err == nil && st.IsDir() {
-		dir, rename = dest, ""
+		dir, rename = dest, as
 	} else if strings.HasSuffix(dest, "/") {
 		return fmt.Errorf("%s: no such directory", dest)
 	}
@@ -33,7 +36,7 @@ func Unpack(r io.Reader, dest string) error {
 		return err
 	}
 	defer root.Close()
-	u := unpacker{root: root, rename: rename, dirs: map[string]*tar.Header{}}
+	u := unpacker{root: root, rename: rename, dirs: map[string]*tar.Header{}, links: map[string]bool{}}
 	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
@@ -57,6 +60,7 @@ type unpacker struct {
 	root   *os.Root
 	rename string                 // the first element of every name; "" leaves it
 	dirs   map[string]*tar.Header // their modes and times come last, when nothing is put into them any more
+	links  map[string]bool        // symbolic links that were made
 	left   int                    // entries that were left out
 	first  string                 // of them
 }
@@ -73,6 +77,9 @@ func (u *unpacker) add(h *tar.Header, content io.Reader) error {
 			return fmt.Errorf("%q: is a name of what is outside of the destination", h.Name)
 		}
 	}
+	if u.throughLink(h) {
+		return fmt.Errorf("%q: leads through a symbolic link of the same copy", h.Name)
+	}
 	err := unpackOne(u.root, h, content)
 	if errors.Is(err, fs.ErrNotExist) && h.Typeflag != tar.TypeLink { // most streams name directories first, some name none
 		if err = u.root.MkdirAll(filepath.Dir(h.Name), 0o755); err == nil {
@@ -85,10 +92,34 @@ func (u *unpacker) add(h *tar.Header, content io.Reader) error {
 		}
 		return nil
 	}
+	delete(u.links, h.Name)
+	if h.Typeflag == tar.TypeSymlink {
+		delete(u.dirs, h.Name)
+		u.links[h.Name] = true
+	}
 	if h.Typeflag == tar.TypeDir && h.Name != "." { // the destination itself stays as it is
 		u.dirs[h.Name] = &tar.Header{Typeflag: tar.TypeDir, Name: h.Name, Mode: h.Mode, ModTime: h.ModTime}
 	}
 	return err
+}
+
+// throughLink tells whether h is to be put, or what it is another name of is to be found, behind a link that u has made.
+func (u *unpacker) throughLink(h *tar.Header) bool {
+	behind := func(name string) bool {
+		for ; name != "."; name = filepath.Dir(name) {
+			if u.links[name] {
+				return true
+			}
+		}
+		return false
+	}
+	if h.Typeflag == tar.TypeLink && behind(filepath.Dir(h.Linkname)) {
+		return true
+	}
+	if h.Typeflag == tar.TypeDir {
+		return behind(h.Name)
+	}
+	return behind(filepath.Dir(h.Name))
 }
 
 // finish does what is done last, and says what was left out.
