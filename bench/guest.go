@@ -54,7 +54,7 @@ func guestCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&bin, "bin", "bin", "the directory of msb-fs")
 	f.IntVar(&g.runs, "runs", 5, "alternating runs of each command")
-	f.StringVar(&only, "cases", "", "only those whose name this regular expression matches")
+	f.StringVar(&only, "cases", "", "only those whose name, as the table has it, this regular expression matches")
 	f.StringVar(&out, "out", defaultResults(), "the directory of results")
 	return cmd
 }
@@ -204,10 +204,10 @@ func (g guestRun) measure(ctx context.Context, agent *vmboot.Agent) error {
 		return err
 	}
 	for _, c := range guestCases() {
-		if !g.cases.MatchString(c.name) {
-			continue
-		}
 		for _, caches := range []string{"warm", "cold"} {
+			if !g.cases.MatchString(c.name + ", " + caches) {
+				continue
+			}
 			out, err := guestShell(ctx, agent, guestTurns, c.script, caches, strconv.Itoa(g.runs+1))
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", c.name, caches, err)

@@ -59,11 +59,10 @@ func warmCommand() *cobra.Command {
 	f.StringVar(&w.dir, "dir", "", "the tree, on a local disk; what is kept for the run goes beside it")
 	f.StringVar(&bin, "bin", "bin", "the directory of msb-fs")
 	f.StringVar(&w.work, "work", "", "a directory beside the tree that keeps the image for a later call; empty: one for this call")
-	f.StringVar(&only, "cases", "", "only those whose name this regular expression matches")
+	f.StringVar(&only, "cases", "", "only those whose name, as the table has it, this regular expression matches")
 	f.StringVar(&out, "out", defaultResults(), "the directory of results")
 	f.IntVar(&w.runs, "runs", 5, "alternating runs of each command")
-	f.BoolVar(&w.warm, "warm", true, "with the caches as the run before left them")
-	f.BoolVar(&w.first, "first", true, "with dropped caches")
+	f.BoolVar(&w.first, "first", true, "also with dropped caches")
 	return cmd
 }
 
@@ -72,7 +71,6 @@ type warmRun struct {
 	dir     string
 	work    string
 	runs    int
-	warm    bool
 	first   bool
 	cases   *regexp.Regexp
 	results *results
@@ -155,7 +153,7 @@ func (w warmRun) serve(work string) (*registry.Server, string, error) {
 // compare measures every command.
 func (w warmRun) compare(ctx context.Context, ours string, out io.Writer) error {
 	for _, c := range warmCommands(ctx) {
-		if _, err := os.Stat(filepath.Join(w.dir, c.needs)); err != nil || !w.cases.MatchString(c.name) {
+		if _, err := os.Stat(filepath.Join(w.dir, c.needs)); err != nil {
 			continue
 		}
 		if _, err := exec.LookPath(c.program); c.program != "" && err != nil {
@@ -163,12 +161,12 @@ func (w warmRun) compare(ctx context.Context, ours string, out io.Writer) error 
 			continue
 		}
 		for _, drop := range []bool{false, true} {
-			if drop && !w.first || !drop && !w.warm {
-				continue
-			}
 			caches := "warm"
 			if drop {
 				caches = "first touch"
+			}
+			if drop && !w.first || !w.cases.MatchString(c.name+", "+caches) {
+				continue
 			}
 			a, b, err := w.alternate(ctx, drop, func() error { return c.run(ctx, ours) }, func() error { return c.run(ctx, w.dir) })
 			if err == nil {

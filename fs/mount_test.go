@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -233,4 +235,31 @@ func TestMountLinkCounts(t *testing.T) {
 	if err := unix.Stat(dir+"/a", &st); err != nil || st.Nlink != 3 {
 		t.Errorf("nlink %d, %v; want 3", st.Nlink, err)
 	}
+}
+
+// What settles a mount does so on a thread with files of its own, where Go's runtime goes on with its own work: it collects garbage
+// and looks for timers there too.
+func TestSettlePollSparesTheRuntime(t *testing.T) {
+	needMount(t)
+	dir := mountTree(t, sealedTree(t, Options{}, newLayer(file("f", "x"))))
+	var ended atomic.Bool
+	var churn, settlers sync.WaitGroup
+	for range 4 {
+		churn.Go(func() {
+			for !ended.Load() {
+				time.Sleep(10 * time.Microsecond)
+				runtime.GC()
+			}
+		})
+	}
+	for range 4 {
+		settlers.Go(func() {
+			for range 50 {
+				settlePoll(dir)
+			}
+		})
+	}
+	settlers.Wait()
+	ended.Store(true)
+	churn.Wait()
 }

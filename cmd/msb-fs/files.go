@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -96,6 +100,9 @@ func (a *app) statCmd() *cobra.Command {
 func (a *app) readFiles(cmd *cobra.Command, registry *cli.Registry, image string, req api.FileRequest, path string, fn func(io.Reader) error) error {
 	return a.withImage(cmd, registry, image, func(client *api.Client, r api.ImageRequest) error {
 		req.ImageRequest = r
+		if !utf8.ValidString(req.Path) {
+			req.Raw = []byte(req.Path)
+		}
 		body, trailer, err := client.Raw(cmd.Context(), "POST", path, req)
 		if err != nil {
 			return err
@@ -117,13 +124,23 @@ func decodeFiles(r io.Reader, files *[]api.File) error {
 		} else if err != nil {
 			return fmt.Errorf("read msb-fs daemon's answer: %w", err)
 		}
+		if len(f.Raw) > 0 {
+			f.Path = string(f.Raw)
+		}
+		if len(f.RawLink) > 0 {
+			f.Link = string(f.RawLink)
+		}
 		*files = append(*files, f)
 	}
 }
 
 func printFiles(w io.Writer, files []api.File, long, paths bool) error {
 	out := bufio.NewWriter(w)
+	terminal := cli.IsTerminal(w)
 	for _, f := range files {
+		if terminal {
+			f.Path, f.Link = printable(f.Path), printable(f.Link)
+		}
 		name := f.Path
 		if !paths {
 			name = name[strings.LastIndexByte(name, '/')+1:]
@@ -135,6 +152,16 @@ func printFiles(w io.Writer, files []api.File, long, paths bool) error {
 		}
 	}
 	return out.Flush()
+}
+
+// printable is a name as a terminal may be shown it: an image is not to drive it.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, name)
 }
 
 func printLong(w io.Writer, f api.File, name string) {
@@ -177,13 +204,19 @@ func modeText(mode uint32) string {
 }
 
 func printStat(w io.Writer, f api.File) error {
+	if cli.IsTerminal(w) {
+		f.Path, f.Link = printable(f.Path), printable(f.Link)
+	}
 	fmt.Fprintf(w, "path   %s\nmode   %s (%04o)\nlinks  %d\nowner  %d:%d\nsize   %d\nmtime  %s\ninode  %d\n", f.Path, modeText(f.Mode), f.Mode&0o7777,
 		f.Nlink, f.UID, f.GID, f.Size, f.Mtime.Local().Format(time.RFC3339Nano), f.Inode)
 	if f.Link != "" {
 		fmt.Fprintf(w, "link   %s\n", f.Link)
 	}
-	for name, value := range f.Xattrs {
-		fmt.Fprintf(w, "xattr  %s=%q\n", name, value)
+	if t := f.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
+		fmt.Fprintf(w, "device %d:%d\n", unix.Major(uint64(f.Rdev)), unix.Minor(uint64(f.Rdev)))
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.Xattrs)) {
+		fmt.Fprintf(w, "xattr  %s=%q\n", printable(name), f.Xattrs[name])
 	}
 	return nil
 }

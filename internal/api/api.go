@@ -52,6 +52,7 @@ type MountRequest struct {
 type FileRequest struct {
 	ImageRequest
 	Path      string `json:"path"`
+	Raw       []byte `json:"raw,omitempty"` // instead of Path, where that is not UTF-8
 	Recursive bool   `json:"recursive,omitempty"`
 }
 
@@ -268,17 +269,20 @@ type Mount struct {
 
 // File is a name inside an image, as stat has it.
 type File struct {
-	Path   string            `json:"path"`
-	Mode   uint32            `json:"mode"` // st_mode
-	Nlink  uint32            `json:"nlink"`
-	UID    uint32            `json:"uid"`
-	GID    uint32            `json:"gid"`
-	Rdev   uint32            `json:"rdev,omitempty"`
-	Size   int64             `json:"size"`
-	Mtime  time.Time         `json:"mtime"`
-	Inode  uint64            `json:"inode"`
-	Link   string            `json:"link,omitempty"`
-	Xattrs map[string][]byte `json:"xattrs,omitempty"`
+	Path  string    `json:"path"`
+	Mode  uint32    `json:"mode"` // st_mode
+	Nlink uint32    `json:"nlink"`
+	UID   uint32    `json:"uid"`
+	GID   uint32    `json:"gid"`
+	Rdev  uint32    `json:"rdev,omitempty"`
+	Size  int64     `json:"size"`
+	Mtime time.Time `json:"mtime"`
+	Inode uint64    `json:"inode"`
+	Link  string    `json:"link,omitempty"`
+	// Raw and RawLink are Path and Link where those are not UTF-8, which JSON cannot hold.
+	Raw     []byte            `json:"raw,omitempty"`
+	RawLink []byte            `json:"raw_link,omitempty"`
+	Xattrs  map[string][]byte `json:"xattrs,omitempty"`
 }
 
 // Span is something that the daemon did for a traced reader. Times are CLOCK_MONOTONIC, ns; those of a part that there was not are 0.

@@ -52,6 +52,9 @@ func (h Home) Sandboxes() string { return filepath.Join(string(h), "sandboxes") 
 // Log is the daemon's log file.
 func (h Home) Log() string { return filepath.Join(string(h), "run", "daemon.log") }
 
+// LastLog is the log of the daemon before this one.
+func (h Home) LastLog() string { return filepath.Join(string(h), "run", "daemon.last.log") }
+
 // Run is the directory of sockets and pid files, made if need be with mode 0700. It is below the home directory unless
 // that is too long for a socket's address; then it is a directory of the user's own in the system's temporary directory.
 func (h Home) Run() (string, error) {

@@ -110,7 +110,11 @@ func startDaemon(ctx context.Context, home Home, socket string, args []string) e
 	if err != nil {
 		return err
 	}
-	// The log starts afresh with each daemon, so that it cannot grow for ever and its last line is this daemon's.
+	// The log starts afresh with each daemon, so that it cannot grow for ever and its last line is this daemon's. What the one before
+	// had to say, which may have died of it, is kept.
+	if err := os.Rename(home.Log(), home.LastLog()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("keep the last daemon's log: %w", err)
+	}
 	log, err := os.OpenFile(home.Log(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open daemon log: %w", err)

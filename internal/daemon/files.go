@@ -2,12 +2,12 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"path"
 	"syscall"
 	"time"
-
-	"fmt"
+	"unicode/utf8"
 
 	"github.com/microsandbox/msb-fs/fs"
 	"github.com/microsandbox/msb-fs/internal/api"
@@ -43,11 +43,17 @@ func stat(ctx context.Context, tree *fs.Tree, p string) (api.File, error) {
 func describeFile(ctx context.Context, tree *fs.Tree, p string, id fs.ID, a fs.Attr) (api.File, error) {
 	f := api.File{Path: p, Mode: a.Mode, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Size: a.Size,
 		Mtime: time.Unix(a.Mtime.Sec, int64(a.Mtime.Nsec)).UTC(), Inode: id}
+	if !utf8.ValidString(p) {
+		f.Raw = []byte(p)
+	}
 	if a.Mode&syscall.S_IFMT != syscall.S_IFLNK {
 		return f, nil
 	}
 	var err error
 	f.Link, err = tree.Readlink(ctx, id)
+	if !utf8.ValidString(f.Link) {
+		f.RawLink = []byte(f.Link)
+	}
 	return f, err
 }
 
@@ -98,6 +104,9 @@ func listDir(ctx context.Context, tree *fs.Tree, dir fs.ID, p string, recursive 
 	return nil
 }
 
+// errNotRegular is of a device, pipe or socket, whose content is not in the image.
+var errNotRegular = fmt.Errorf("not a regular file: %w", syscall.EINVAL)
+
 // copyBuffer is how much of a file is read at a time, bytes: enough to keep a link busy.
 const copyBuffer = 1 << 20
 
@@ -108,7 +117,7 @@ func cat(ctx context.Context, tree *fs.Tree, p string, w io.Writer) error {
 		return inImage(p, err)
 	}
 	if t := attr.Mode & syscall.S_IFMT; t != syscall.S_IFREG {
-		err := error(syscall.EINVAL)
+		err := errNotRegular
 		if t == syscall.S_IFDIR {
 			err = syscall.EISDIR
 		}

@@ -267,6 +267,9 @@ func (d *daemon) withFile(r *http.Request, fn func(*openImage, api.FileRequest) 
 	if err := read(r, &req); err != nil {
 		return err
 	}
+	if len(req.Raw) > 0 {
+		req.Path = string(req.Raw)
+	}
 	o, err := d.openImage(r.Context(), req.ImageRequest)
 	if err != nil {
 		return err

@@ -74,7 +74,10 @@ func (im *images) resolveEarly(ctx context.Context, req api.ImageRequest, early 
 	if err != nil {
 		return nil, err
 	}
-	cached, rec, err := im.pins.get(ref, req.Access.Platform)
+	cached, _, err := im.pins.get(ref, req.Access.Platform)
+	if cached == nil && err == nil {
+		cached, err = im.pins.atDigest(ref)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +108,7 @@ func (im *images) resolveEarly(ctx context.Context, req api.ImageRequest, early 
 	}
 	if errors.Is(err, remote.ErrUnreachable) && cached != nil {
 		return nil, &api.Error{Code: api.CodeUnreachable, Message: fmt.Sprintf(
-			"%v; %s is cached: use --pull %s", err, rec.Digest, api.PullIfMissing)}
+			"%v; %s is cached: use --pull %s", err, cached.Digest, api.PullIfMissing)}
 	}
 	if err != nil {
 		return nil, err

@@ -69,6 +69,23 @@ func (p pins) get(ref, platform string) (*remote.Image, refRecord, error) {
 	return img, rec, err
 }
 
+// atDigest returns the image that ref names by its manifest's digest, where a tag of the same repository has led to it; or nil.
+func (p pins) atDigest(ref string) (*remote.Image, error) {
+	_, digest, ok := strings.Cut(ref, "@")
+	if !ok {
+		return nil, nil
+	}
+	img, err := p.manifest(digest)
+	if img == nil || err != nil {
+		return nil, err
+	}
+	if at, err := remote.AtDigest(img.Reference, digest); err != nil || at != ref {
+		return nil, err
+	}
+	img.Reference = ref
+	return img, nil
+}
+
 // manifest returns the image with that manifest digest, or nil.
 func (p pins) manifest(digest string) (*remote.Image, error) {
 	img := &remote.Image{}
