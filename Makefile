@@ -58,6 +58,11 @@ soak-cow: deps ## about an hour of random writes to writable mounts: a file agai
 	$(GO) test ./cow -count 1 -timeout 180m -v -run 'TestDeepTree|TestCrowdedDirectory|TestManyFiles' -crowd.entries 1000000 -crowd.files $${MSB_FILES:-10000000}
 	$(GO) test ./cow -count 1 -timeout 180m -run 'TestFsx|TestInPlace|TestAgainstOverlayfs|TestKillAtEveryStep' -fsx.ops 200000 -fsx.seed $$(date +%s) -rapid.checks 500
 
+.PHONY: soak-mounts
+soak-mounts: deps build ## MSB_STRESS (300) seconds of stress-ng against a writable mount and twenty crowds of a hundred mounts, on one processor and on all
+	for p in 1 $$(nproc); do GOMAXPROCS=$$p MSB_STRESS=$${MSB_STRESS:-300} $(GO) test -count=1 -timeout 1h -run '^TestStressors$$' ./internal/e2e && \
+		GOMAXPROCS=$$p $(GO) test -count=20 -timeout 1h -run '^TestCrowdOfMounts$$' ./internal/e2e && GOMAXPROCS=$$p $(GO) test -count=5 -timeout 1h ./fs || exit 1; done
+
 .PHONY: soak-oracle
 soak-oracle: deps ## for MSB_SOAK_SECONDS (3600), compare random layers in every form with their tar, and merged images with umoci's
 	end=$$(($$(date +%s) + $${MSB_SOAK_SECONDS:-3600})); while [ $$(date +%s) -lt $$end ]; do \
