@@ -226,8 +226,8 @@ func (p *predictor) module(dirs []string, name, tag string) {
 	for _, dir := range dirs {
 		for i := range parts {
 			at, last := path.Join(dir, path.Join(parts[:i+1]...)), i == len(parts)-1
-			package_ := p.file(path.Join(at, "__pycache__", "__init__"+tag), maxArgument) || p.file(path.Join(at, "__init__.py"), maxArgument)
-			if last && !package_ && !p.file(path.Join(path.Dir(at), "__pycache__", parts[i]+tag), maxArgument) {
+			isPackage := p.file(path.Join(at, "__pycache__", "__init__"+tag), maxArgument) || p.file(path.Join(at, "__init__.py"), maxArgument)
+			if last && !isPackage && !p.file(path.Join(path.Dir(at), "__pycache__", parts[i]+tag), maxArgument) {
 				p.file(at+".py", maxArgument)
 				for _, machine := range []string{"x86_64", "aarch64"} {
 					if id, size, ok := p.find(at + strings.TrimSuffix(tag, ".pyc") + "-" + machine + "-linux-gnu.so"); ok && p.add(id, min(size, maxPredict)) {
