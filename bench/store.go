@@ -201,6 +201,6 @@ func (s store) facts(ctx context.Context, w workload) (Facts, error) {
 
 // factsKey is of what facts depend on beside the image.
 func factsKey(img *image) string {
-	sum := sha256.Sum256([]byte(fmt.Sprintf("%q %q", img.argv(), img.ready)))
+	sum := sha256.Sum256([]byte(fmt.Sprintf("2 %q %q", img.argv(), img.ready)))
 	return hex.EncodeToString(sum[:4])
 }
