@@ -35,6 +35,9 @@ func predictCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := adopt(); err != nil {
+				return err
+			}
 			s, err := newStore(abs, cmd.ErrOrStderr())
 			if err != nil {
 				return err

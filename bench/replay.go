@@ -29,6 +29,9 @@ func replayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := adopt(); err != nil {
+				return err
+			}
 			s, err := newStore(abs, cmd.ErrOrStderr())
 			if err != nil {
 				return err
