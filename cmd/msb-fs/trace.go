@@ -30,6 +30,7 @@ type tracing struct {
 	mount    string // that is there already; "" mounts an image
 	duration time.Duration
 	top      int
+	started  bool           // a command, which has ended well
 	undo     []func() error // of what a traced image needed; the last first
 }
 
@@ -82,6 +83,9 @@ func (t *tracing) run(cmd *cobra.Command, args []string) error {
 			}
 			return t.image(cmd, client, home, args, add)
 		})
+		if ran == nil && t.started {
+			ran = t.learn(cmd.Context(), trace.Daemon{Socket: socket}, rec)
+		}
 		for _, fn := range slices.Backward(t.undo) { // not before: the paths of what was seen are the mount's
 			if err := fn(); err != nil { // what is still mounted is not to be removed
 				ran = errors.Join(ran, err)
@@ -100,6 +104,17 @@ func (t *tracing) run(cmd *cobra.Command, args []string) error {
 	}
 	t.app.Notef(cmd, "written to %s", t.dir)
 	return errors.Join(t.out.Print(cmd.ErrOrStderr(), report, func(w io.Writer) error { return trace.WriteTop(w, report, t.top) }), err)
+}
+
+// learn makes the start-up profile of the image, or images, of what the command has used.
+func (t *tracing) learn(ctx context.Context, d trace.Daemon, rec *trace.Recording) error {
+	used := trace.Profile(rec)
+	for _, dir := range rec.Mounts {
+		if err := d.Learn(ctx, dir, used); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // existing traces a mount while a command runs on the host, or some time passes.
@@ -178,6 +193,7 @@ func (t *tracing) image(cmd *cobra.Command, client *api.Client, home api.Home, a
 func (t *tracing) command(cmd *cobra.Command, c *exec.Cmd) error {
 	c.Stdin, c.Stdout, c.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	err := c.Run()
+	t.started = err == nil
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return cli.Status(exit.ExitCode())

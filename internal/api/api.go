@@ -309,6 +309,18 @@ const (
 	SpanQueue = "queue" // a range of a blob waited for its turn to be asked for
 )
 
+// PagesRequest tells what a start on a mount has used, as the kernel has seen it: file after file, as they were first used.
+type PagesRequest struct {
+	Dir   string      `json:"dir"`
+	Files []FilePages `json:"files"`
+}
+
+// FilePages are pages of 4 KiB of one file, by number.
+type FilePages struct {
+	Node  uint64   `json:"node"`
+	Pages []uint64 `json:"pages"`
+}
+
 // PathsRequest asks for the paths of nodes of a mount.
 type PathsRequest struct {
 	Dir   string   `json:"dir"`

@@ -160,7 +160,7 @@ func (d *daemon) attendMount(m *mount) (stop func()) {
 		}()
 		d.attend(ctx, m.image, mountQuiet)
 		if st != nil && d.images.exclusive(m.image) {
-			if err := st.learn(); err != nil {
+			if err := m.learn(st); err != nil {
 				d.Log.Warn("learn start-up profile", "mount", m.Dir, "err", err)
 			}
 		}

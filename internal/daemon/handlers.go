@@ -51,6 +51,7 @@ func (d *daemon) handler() http.Handler {
 	handle("GET /v1/trace", d.getTrace)
 	handle("DELETE /v1/trace", d.deleteTrace)
 	handle("POST /v1/mounts/paths", d.postPaths)
+	handle("POST /v1/mounts/pages", d.postPages)
 	handle("POST /v1/files/list", d.postList)
 	handle("POST /v1/files/stat", d.postStat)
 	handle("POST /v1/files/cat", d.postCat)

@@ -42,6 +42,9 @@ type mount struct {
 	limit int64         // bytes that the upper may take; 0: no limit
 	gone  chan struct{} // closed when reap has let go of everything
 	ready bool          // guarded by mounts.mu: fuse and upper are set
+
+	learning sync.Mutex // while a profile is made
+	paged    bool       // guarded by learning: it is made of what the kernel has seen, and not of what was read
 }
 
 // add mounts o on req.Dir. The caller's reference to o is the mount's from then on, and stays the caller's when add fails.

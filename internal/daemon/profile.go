@@ -70,12 +70,14 @@ func (s *start) prefetch(ctx context.Context) error {
 }
 
 // learn remembers what the start has needed until now.
-func (s *start) learn() error {
+func (s *start) learn() error { return s.remember(s.image.tree.EndProfile()) }
+
+// remember adds a run to the start's profile.
+func (s *start) remember(run []fs.Touch) error {
 	profile, err := s.profiles.get(s.image.Digest, s.key)
 	if err != nil {
 		return err
 	}
-	run := s.image.tree.EndProfile()
 	if len(run) == 0 {
 		return nil // nothing was started: it says nothing about a start
 	}

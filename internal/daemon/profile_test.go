@@ -1,15 +1,22 @@
 package daemon
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/microsandbox/msb-fs/fs"
+	"github.com/microsandbox/msb-fs/internal/api"
 	"github.com/microsandbox/msb-fs/internal/db"
+	"github.com/microsandbox/msb-fs/internal/registry"
+	"github.com/microsandbox/msb-fs/internal/testimage"
 )
 
 func newProfiles(t *testing.T) profiles {
@@ -98,5 +105,42 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 	if got, _ := p.get("sha256:aa", []string{strings.Repeat("x", maxArgv+1)}); got != nil {
 		t.Error("an endless command was kept")
+	}
+}
+
+// TestPagesMakeAProfile learns of a mount what the kernel says has been used, and not what was read.
+func TestPagesMakeAProfile(t *testing.T) {
+	h := newHost(t, registry.Options{})
+	ref := h.image("app:1", testimage.EStargz, noise(1<<20))
+	dir := h.mount(ref, "")
+	info, err := os.Stat(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(filepath.Join(dir, "f")); err != nil {
+		t.Fatal(err)
+	}
+	node := info.Sys().(*syscall.Stat_t).Ino
+	req := api.PagesRequest{Dir: dir, Files: []api.FilePages{{Node: node, Pages: []uint64{0, 1}}, {Node: 1 << 60, Pages: []uint64{0}}}}
+	if err := h.client.Call(t.Context(), "POST", "/v1/mounts/pages", req, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.unmount(dir)
+	var mounts []api.Mount
+	if err := h.client.Call(t.Context(), "POST", "/v1/mounts/pages", req, &mounts); !errors.Is(err, &api.Error{Code: api.CodeNotFound}) {
+		t.Errorf("of what is not mounted: %v", err)
+	}
+	img, err := h.daemon.images.resolve(t.Context(), api.ImageRequest{Image: ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := profiles{h.daemon.images.pins.db}.get(img.Digest, nil)
+	if err != nil || len(got) == 0 || uint64(got[0].ID) != node || got[0].Offset != 0 {
+		t.Fatalf("the profile is %+v, %v", got, err)
+	}
+	for i, c := range got { // what was read may have been learned before
+		if used := c.Unused == 0; used != (i == 0) {
+			t.Errorf("%d of the profile is %+v", i, c)
+		}
 	}
 }
