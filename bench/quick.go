@@ -16,7 +16,7 @@ import (
 //go:embed floors.json
 var floorsFile []byte
 
-// floor is how many times faster than a full pull a start must be, at least: about half of what was measured when it was written.
+// floor is how many times faster than a full pull a start must be, at least: about 0.6 of what was measured when it was written.
 type floor struct {
 	Image string  `json:"image"`
 	Form  string  `json:"form"`

@@ -129,7 +129,11 @@ func (s *set) shortRow(image, key string, columns []contestant, ready map[cell]s
 			best = v.Median
 		}
 	}
-	row := fmt.Sprintf("| %s%s | %.2f |", image, size, s.limit(image, key))
+	limit := ""
+	if l := s.limit(image, key); l > 0 {
+		limit = fmt.Sprintf("%.2f", l)
+	}
+	row := fmt.Sprintf("| %s%s | %s |", image, size, limit)
 	for _, k := range columns {
 		v, ok := ready[cell{image, k.form, key, k.system}]
 		switch {
