@@ -135,7 +135,7 @@ func TestPagesMakeAProfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := profiles{h.daemon.images.pins.db}.get(img.Digest, nil)
-	if err != nil || len(got) == 0 || uint64(got[0].ID) != node || got[0].Offset != 0 {
+	if err != nil || len(got) == 0 || got[0].ID != node || got[0].Offset != 0 {
 		t.Fatalf("the profile is %+v, %v", got, err)
 	}
 	for i, c := range got { // what was read may have been learned before
