@@ -89,7 +89,7 @@ func (f *FS) end(ctx context.Context, dir uint64, name string) (e end, err error
 	}
 	e.name = name
 	e.b = f.beneath(ctx, e.p, name)
-	if e.b.id != 0 && uncertain(&e.b.attr) { // it may be copied up
+	if e.b.attr.Implied { // it may be copied up
 		if err := f.wholeBelow(ctx, e.b.id); err != nil {
 			return e, err
 		}

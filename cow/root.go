@@ -127,17 +127,11 @@ func (f *FS) settled(ctx context.Context, n *node) error {
 		if err != nil {
 			return err
 		}
-		if uncertain(&a) {
+		if a.Implied {
 			if err := f.wholeBelow(ctx, id); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// uncertain reports whether a directory has only been seen as part of a path: what a layer says of a directory itself comes
-// with a time.
-func uncertain(a *fs.Attr) bool {
-	return a.IsDir() && a.Provisional && a.Mtime.Sec == 0 && a.Mtime.Nsec == 0
 }

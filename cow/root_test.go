@@ -35,7 +35,7 @@ func (l *streaming) known() bool {
 
 func (l *streaming) vague(a fs.Attr) fs.Attr {
 	if a.IsDir() && !l.known() {
-		return fs.Attr{Mode: unix.S_IFDIR | 0o755, Nlink: 1, Size: 4096, Provisional: true}
+		return fs.Attr{Mode: unix.S_IFDIR | 0o755, Nlink: 1, Size: 4096, Provisional: true, Implied: true}
 	}
 	return a
 }

@@ -74,6 +74,8 @@ type Attr struct {
 	Mtime    layer.Time
 	// Provisional says that a streaming layer may still change Nlink, and of a directory the rest: not to be cached.
 	Provisional bool
+	// Implied says that a directory has been seen only as a part of paths: its other attributes are a guess.
+	Implied bool
 }
 
 // IsDir reports whether a is a directory's.

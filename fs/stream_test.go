@@ -269,7 +269,7 @@ func TestStreamSealedEqual(t *testing.T) {
 			t.Errorf("%s is %#x growing (%v), %#x sealed", p, got, err, id)
 		}
 		want := f.get(id).attr()
-		want.Provisional, want.Nlink = true, a.Nlink
+		want.Provisional, want.Implied, want.Nlink = true, a.Implied, a.Nlink
 		if a != want {
 			t.Errorf("%s is %+v growing, %+v sealed", p, a, want)
 		}

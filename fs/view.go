@@ -263,7 +263,7 @@ func (g *grow) seen(id ID) (seen, *name, error) {
 
 // seenAttr makes the attributes of s, which n is a name of.
 func (g *grow) seenAttr(s seen, n *name) Attr {
-	a := Attr{Mode: syscall.S_IFDIR | 0o755, Nlink: 1, Provisional: true}
+	a := Attr{Mode: syscall.S_IFDIR | 0o755, Nlink: 1, Provisional: true, Implied: s.attrs.layer < 0}
 	if s.attrs.layer >= 0 {
 		e := &g.layers[s.attrs.layer].entries[s.attrs.entry]
 		a.Mode, a.UID, a.GID, a.Mtime = e.Mode, e.UID, e.GID, e.Mtime
