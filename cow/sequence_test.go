@@ -58,6 +58,12 @@ var sequences = map[string]string{
 		chown etc/localtime n=420; utimes etc/localtime n=493; rename etc/localtime etc/new; stat etc/new; link etc/new etc/localtime; remount; stat etc/localtime`,
 	"xattrs": `
 		setxattr opt/app/main.py n=420; stat opt/app/main.py; rmxattr opt/app/main.py; setxattr etc n=448; remount; stat etc; rmxattr etc; setxattr etc/localtime n=449; stat etc/localtime`,
+	"access control lists": `
+		acl etc/passwd n=420; stat etc/passwd; asuser write etc/passwd n=5 off=0; rmacl etc/passwd; rmacl etc/passwd; stat etc/passwd; defacl etc n=504; mkdir etc/d n=511;
+		asuser create etc/new; create etc/d/lib; stat etc/d; remount; stat etc/d/lib; acl etc/d n=2468; stat etc/d; rmacl etc; stat etc`,
+	"privileges of a file that is written to": `
+		chown bin/su n=420; chmod bin/su n=3565; setcap bin/su; asuser write bin/su n=3 off=1; stat bin/su; setcap big; write big n=1 off=9000; stat big; remount;
+		chmod bin/ls n=2541; chown bin/ls n=420; asuser truncate bin/ls n=3; stat bin/cat; asuser chmod bin/ls n=2541; asuser chown bin/ls n=420; stat bin/ls`,
 	"device": `
 		mknod new; stat new; chmod dev/null n=384; stat dev/null; rename dev/null etc/new; remount; stat etc/new; unlink new; mknod dev/null; stat dev/null`,
 	"directory of mode 0600": `
