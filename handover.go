@@ -87,6 +87,7 @@ func receiveOrder(conn *net.UnixConn) (*received, error) {
 	}
 	files, err := descriptors(control[:n])
 	r := &received{wishes: json.NewDecoder(conn)}
+	r.wishes.DisallowUnknownFields() // what a newer launcher asks for and we do not know of would not happen
 	if err == nil {
 		err = r.wishes.Decode(&r.order)
 	}
@@ -118,7 +119,7 @@ func descriptors(control []byte) (files []*os.File, err error) {
 	return files, nil
 }
 
-// sort says which of files is what.
+// sort says which of files is what, and closes those that the order does not speak of.
 func (r *received) sort(files []*os.File) error {
 	missing := errors.New("an order without its descriptors")
 	next := func() (*os.File, error) {
@@ -140,6 +141,9 @@ func (r *received) sort(files []*os.File) error {
 		if r.streams[i], err = next(); err != nil {
 			return err
 		}
+	}
+	for _, surplus := range files {
+		surplus.Close()
 	}
 	return nil
 }

@@ -46,6 +46,8 @@ var ErrPoolRunning = errors.New("there is a pool already")
 const (
 	// poolRetry is how long a pool waits after a VM that did not boot.
 	poolRetry = 2 * time.Second
+	// orderVersion changes when launchers and keepers could misunderstand each other.
+	orderVersion = 1
 	// keeperPatience is how long a keeper's VM may take to be ready.
 	keeperPatience = 2 * time.Minute
 )
@@ -66,7 +68,12 @@ func newShape(ctx context.Context, s *Spec) (shape, error) {
 	if err != nil {
 		return sh, err
 	}
-	sum := sha256.Sum256(fmt.Append(nil, sh.spec.CPUs, sh.spec.MemoryMiB, kernel.Path, kernel.Release, accel))
+	made, err := vmboot.Identity(kernel)
+	if err != nil {
+		return sh, err
+	}
+	// The words between numbers keep 1 and 12 from being 11 and 2.
+	sum := sha256.Sum256(fmt.Append(nil, orderVersion, " cpus ", sh.spec.CPUs, " MiB ", sh.spec.MemoryMiB, accel, made))
 	sh.name = hex.EncodeToString(sum[:4])
 	return sh, nil
 }

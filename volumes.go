@@ -26,7 +26,8 @@ type Volume struct {
 	ReadOnly bool   `json:"read_only,omitempty"`
 }
 
-// ParseVolume takes SRC:DST[:ro]. A relative SRC is one of the working directory.
+// ParseVolume takes SRC:DST[:ro]. A relative SRC is one of the working directory. Whether it is there is seen when a sandbox is made
+// of it.
 func ParseVolume(s string) (v Volume, err error) {
 	rest := s
 	for mode, readOnly := range map[string]bool{":ro": true, ":rw": false} {
@@ -39,15 +40,21 @@ func ParseVolume(s string) (v Volume, err error) {
 		return v, fmt.Errorf("volume %q: must be SRC:DST[:ro], with DST an absolute path", s)
 	}
 	v.Source, v.Target = rest[:at], rest[at+1:]
-	return v, v.complete()
+	return v, v.clean()
 }
 
-// complete makes v's paths absolute and checks that it can be served.
-func (v *Volume) complete() (err error) {
+// clean makes v's paths absolute.
+func (v *Volume) clean() (err error) {
 	if v.Target = path.Clean(v.Target); !path.IsAbs(v.Target) || v.Target == "/" {
 		return fmt.Errorf("volume %s: the path %q in the sandbox must be absolute, and not the root", v.Source, v.Target)
 	}
-	if v.Source, err = filepath.Abs(v.Source); err != nil {
+	v.Source, err = filepath.Abs(v.Source)
+	return err
+}
+
+// complete cleans v and checks that it can be served.
+func (v *Volume) complete() (err error) {
+	if err := v.clean(); err != nil {
 		return err
 	}
 	switch st, err := os.Stat(v.Source); {

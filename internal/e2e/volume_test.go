@@ -38,15 +38,18 @@ func TestVolumes(t *testing.T) {
 	}
 	h.launch("rm", "-f", "one")
 
-	for _, c := range []struct{ volume, says string }{
-		{src + "/none:/data", "no such file or directory on this host"},
-		{src + ":data", "SRC:DST"},
-		{src, "SRC:DST"},
-		{src + ":/", "not the root"},
-		{"/dev/null:/data", "neither a directory nor a regular file"},
+	for _, c := range []struct {
+		volume, says string
+		code         int
+	}{
+		{src + "/none:/data", "no such file or directory on this host", 125},
+		{src + ":data", "SRC:DST", 2},
+		{src, "SRC:DST", 2},
+		{src + ":/", "not the root", 2},
+		{"/dev/null:/data", "neither a directory nor a regular file", 125},
 	} {
 		o := h.launch("run", "-v", c.volume, ref, "true")
-		if o.code != 2 || !strings.Contains(o.stderr, c.says) || strings.Count(o.stderr, "\n") != 1 {
+		if o.code != c.code || !strings.Contains(o.stderr, c.says) || strings.Count(o.stderr, "\n") != 1 {
 			t.Errorf("-v %s: %v", c.volume, o)
 		}
 	}
