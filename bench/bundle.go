@@ -96,11 +96,6 @@ func mountsIn(dir string) []mount {
 	return all
 }
 
-// mounted says whether something is mounted on dir.
-func mounted(dir string) bool {
-	return slices.ContainsFunc(mountsIn(dir), func(m mount) bool { return m.dir == dir })
-}
-
 // unmountIn takes away what is mounted on and below dir, also what is in use.
 func unmountIn(dir string) error {
 	var errs []error
