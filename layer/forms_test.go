@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -116,7 +117,17 @@ const (
 	typeZstd = "application/vnd.oci.image.layer.v1.tar+zstd"
 )
 
+// forms are all forms; of those that differ by their compressor's level only one where time is short, as under the race detector.
 func forms() []testForm {
+	if !testing.Short() {
+		return allForms()
+	}
+	return slices.DeleteFunc(allForms(), func(f testForm) bool {
+		return slices.Contains([]string{"gzip-1", "gzip-9", "pigz", "go-gzip", "huffman", "zstd-7", "estargz"}, f.name)
+	})
+}
+
+func allForms() []testForm {
 	return []testForm{
 		{"tar", func(t testing.TB, b []byte) ([]byte, map[string]string) { return b, nil }, typeTar, Streaming},
 		{"gzip-1", command("gzip", "-1"), typeGzip, Streaming},
@@ -134,6 +145,16 @@ func forms() []testForm {
 		{"estargz-inner", packEstargz(200_000), typeGzip, LazyTOC},
 		{"zstdchunked", packZstdChunked, typeZstd, LazyTOC},
 	}
+}
+
+// named is the form of that name.
+func named(name string) testForm {
+	for _, f := range allForms() {
+		if f.name == name {
+			return f
+		}
+	}
+	return testForm{}
 }
 
 func command(name string, args ...string) func(testing.TB, []byte) ([]byte, map[string]string) {
@@ -185,6 +206,21 @@ func zstdFrames(t testing.TB, b []byte) ([]byte, map[string]string) {
 		b = b[n:]
 	}
 	return out, nil
+}
+
+func oneFrame(t testing.TB, b []byte) ([]byte, map[string]string) {
+	var out bytes.Buffer
+	enc, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := enc.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := enc.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes(), nil
 }
 
 func packEstargz(minChunk int) func(testing.TB, []byte) ([]byte, map[string]string) {

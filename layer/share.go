@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +71,7 @@ func Export(dir, digest string) ([]byte, error) {
 
 // Import keeps an index that Export has packed, somewhere else, for the layer called digest, whose blob has size bytes and
 // whose diffID is diffID, or "" when that is not known. Nothing in it is trusted: it must be a sound index of just that
-// layer, or Import refuses it. What it says about the layer may still be a lie, see Layer.Trusted.
+// layer, or Import refuses it; one that has been found to be false is an ErrFalseIndex. What it says about the layer may still be a lie, see Layer.Trusted.
 func Import(dir, digest string, size int64, diffID string, r io.Reader) error {
 	id, err := parseDigest(digest)
 	if err != nil {
@@ -119,6 +120,8 @@ func importIndex(dir string, id Digest, size int64, diffID string, r io.Reader) 
 		return corrupt("index: of a layer with the diffID %s", h.DiffID)
 	case t.form.parts():
 		return corrupt("index: made from a TOC")
+	case disproved(dir, id, file.mem):
+		return corrupt("%w", ErrFalseIndex)
 	}
 	if err := t.validateNames(); err != nil {
 		return err
@@ -190,6 +193,12 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 	fresh.runStream(ctx, fresh.takeUp())
 	err := fresh.Err()
 	defer fresh.spans.close()
+	var lie Digest
+	defer func() {
+		if lie != (Digest{}) {
+			disprove(l.o.Dir, l.id, lie)
+		}
+	}()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.verifying = nil
@@ -203,6 +212,7 @@ func (l *Layer) verifyIndex(ctx context.Context) error {
 		return err
 	case err == nil && !l.t.same(fresh.t, l.known):
 		err = fmt.Errorf("layer %s: %w", l.d.Digest, corrupt("%w", ErrFalseIndex))
+		lie = sha256.Sum256(l.file.mem)
 	}
 	l.forget()
 	l.known = nil

@@ -47,7 +47,10 @@ func ImportZTOC(dir, digest string, size int64, diffID string, r io.Reader) erro
 		return fmt.Errorf("import zTOC of layer %s: %w", digest, err)
 	}
 	want, _ := parseDigest(diffID) // zero when it is not known
-	if b, err = appendIndex(nil, t, id, want, Digest{}); err == nil {
+	if b, err = appendIndex(nil, t, id, want, Digest{}); err == nil && disproved(dir, id, b) {
+		err = corrupt("%w", ErrFalseIndex)
+	}
+	if err == nil {
 		err = writeFile(dir, pulledName(id), b)
 	}
 	if err != nil {

@@ -33,13 +33,18 @@ const (
 	dockerManifest = "manifest.json"
 )
 
-// maxDocument bounds an index, manifest or config, bytes; as much as is taken from a registry.
-const maxDocument = 8 << 20
+// maxDocument bounds an index, manifest or config, bytes; as much as is taken from a registry. maxDocuments bounds those of
+// all images of an archive, which may name the same ones again and again.
+const (
+	maxDocument  = 8 << 20
+	maxDocuments = 128 << 20
+)
 
 // Archive is an open archive. It is not safe for concurrent use.
 type Archive struct {
 	files
 	layers map[string]string // blob digest -> file, where the name does not follow from the digest
+	read   int64             // bytes of documents, since Images was called
 }
 
 // Image is one image of an archive.
@@ -173,6 +178,7 @@ func copyWithinReason(ctx context.Context, f *os.File, r io.Reader) error {
 
 // Images returns the images of the archive; of one for several platforms that for platform, "" being the host's.
 func (a *Archive) Images(ctx context.Context, platform string) ([]Image, error) {
+	a.read = 0
 	switch _, err := a.document(indexFile); {
 	case err == nil:
 		return a.ociImages(platform)
@@ -198,6 +204,9 @@ func (a *Archive) document(name string) ([]byte, error) {
 	defer r.Close()
 	if size > maxDocument {
 		return nil, fmt.Errorf("%s: %d bytes; at most %d are taken", name, size, maxDocument)
+	}
+	if a.read += size; a.read > maxDocuments {
+		return nil, fmt.Errorf("%s: its images' documents have more than %d bytes", name, maxDocuments)
 	}
 	b := make([]byte, size)
 	if _, err := io.ReadFull(r, b); err != nil {
