@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/microsandbox/msb-fs/internal/api"
 )
 
 // A supervisor that answers nothing, as one that SIGSTOP has stopped, is found out, and by its number.
@@ -45,5 +47,32 @@ func TestSupervisorThatAnswers(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		near.Close()
+	}
+}
+
+// What a supervisor that was killed has left goes with its sandbox.
+func TestRemoveTakesTheSocketAlong(t *testing.T) {
+	h := &Host{home: api.Home(t.TempDir())}
+	_, lock, err := create(h.home, newSpec(t, "worker"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+	sb, err := h.Get("worker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := h.controlSocket(sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Remove(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(socket); err == nil {
+		t.Error("its socket is still there")
 	}
 }

@@ -47,6 +47,9 @@ func (sb *Sandbox) Start(ctx context.Context, opts ...Option) error {
 			return err
 		}
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if sb.Running() {
 		return fmt.Errorf("%w: %s", ErrRunning, sb.Name)
 	}

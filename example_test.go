@@ -59,8 +59,14 @@ func ExampleMount() {
 	fmt.Print(string(b))
 }
 
-// An image that must be there already.
+// A sandbox that there is not.
 func ExampleGet() {
-	_, err := msb.Get("worker")
+	home, err := os.MkdirTemp("", "msb-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(home)
+	_, err = msb.Get("worker", msb.WithHome(home))
 	fmt.Println(errors.Is(err, msb.ErrNoSandbox))
+	// Output: true
 }

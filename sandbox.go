@@ -134,7 +134,15 @@ func (sb *Sandbox) collect() bool {
 		return errors.Is(err, ErrNoSandbox)
 	}
 	defer lock.Close()
-	return sb.dir.remove() == nil
+	return sb.discard() == nil
+}
+
+// discard deletes sb, whose lock the caller has, with what a supervisor that was killed has left of it elsewhere.
+func (sb *Sandbox) discard() error {
+	if path, err := sb.host.controlSocket(sb.ID); err == nil && sb.ID != "" {
+		os.Remove(path) // which there usually is not
+	}
+	return sb.dir.remove()
 }
 
 // Running tells whether sb runs, or is being started or stopped.
@@ -316,7 +324,7 @@ func (sb *Sandbox) Remove(ctx context.Context, force bool) error {
 		lock, err := sb.dir.tryLock()
 		if err == nil {
 			defer lock.Close()
-			return sb.dir.remove()
+			return sb.discard()
 		}
 		if errors.Is(err, ErrRunning) && force {
 			if err = sb.end(ctx, controlRequest{Op: opKill}); err == nil {

@@ -302,4 +302,4 @@ func parseTmpfs(flags []string) (out []msb.Tmpfs, err error) {
 }
 
 // minMemoryMiB is the least memory that a sandbox boots with.
-const minMemoryMiB = 64
+const minMemoryMiB = 96
