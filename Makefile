@@ -32,7 +32,7 @@ test: deps build kernel ## all tests, with what they need installed
 
 .PHONY: test-long
 test-long: deps build kernel ## what takes too long for every change: races, kills, crowds, workloads in real images (half an hour)
-	$(GO) test -tags long -count 1 -timeout 60m -v -run 'Odd|Twenty|Racing|Kills|Gigabyte|Stalled|FullUpper|Secrets|Workloads|Redis|Nginx|Apt' ./internal/e2e
+	MSB_PGBENCH_SECONDS=$${MSB_PGBENCH_SECONDS:-60} $(GO) test -tags long -count 1 -timeout 60m -v -run 'Odd|Twenty|Racing|Kills|Gigabyte|Stalled|FullUpper|Secrets|Workloads|Redis|Nginx|Apt|SQLite|PostgreSQL' ./internal/e2e
 
 .PHONY: generate
 generate: ## compile trace's eBPF programs again; needs clang-14, llvm-14 and libbpf-dev
