@@ -197,6 +197,12 @@ func (m *machine) complete(ctx context.Context) {
 
 // why is why err happened: whatever ended ctx, or the VM. A VM that has ended by itself is the reason why nobody serves it.
 func (m *machine) why(ctx context.Context, err error) error {
+	if errors.Is(err, vmboot.ErrNoServer) { // the daemon has given up, and is about to say why
+		select {
+		case <-m.ended:
+		case <-time.After(endPatience):
+		}
+	}
 	cause := context.Cause(ctx)
 	var notStarted *vmboot.StartError
 	if errors.As(err, &notStarted) || (cause != nil && !errors.Is(cause, errUnserved)) {

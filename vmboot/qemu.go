@@ -16,6 +16,9 @@ import (
 // ErrNoQEMU is wrapped by errors about a missing QEMU.
 var ErrNoQEMU = errors.New("no QEMU")
 
+// ErrNoServer is wrapped by errors about a socket of a file system on which nobody listens.
+var ErrNoServer = errors.New("connect to the filesystem server")
+
 const defaultQEMU = "qemu-system-x86_64"
 
 func findQEMU(program string) (string, error) {
@@ -132,7 +135,7 @@ func connectFile(path string) (*os.File, error) {
 		}
 		unix.Close(fd)
 	}
-	return nil, fmt.Errorf("connect to the filesystem server on %s: %w", path, err)
+	return nil, fmt.Errorf("%w on %s: %w", ErrNoServer, path, err)
 }
 
 // dupFile returns another descriptor of what f has open.
