@@ -341,7 +341,7 @@ func TestHostileUpper(t *testing.T) {
 	must(t, os.WriteFile(secret, []byte("outside"), 0o600))
 	lower := sampleLower()
 	id := func(path string) uint64 {
-		at := uint64(fs.Root)
+		at := fs.Root
 		for _, name := range strings.Split(path, "/") {
 			at, _, _ = lower.Lookup(t.Context(), at, name)
 		}

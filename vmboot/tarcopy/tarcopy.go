@@ -90,7 +90,7 @@ func (p *packer) add(file, as string, d fs.DirEntry) error {
 		h.Name += "/"
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 && !info.IsDir() {
-		id := inode{uint64(st.Dev), st.Ino}
+		id := inode{st.Dev, st.Ino}
 		if first, ok := p.first[id]; ok {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 			return p.to.WriteHeader(h)
