@@ -214,6 +214,7 @@ type mounted struct {
 	upper string
 	lower Lower
 	o     Options
+	most  int // of a listing's names at a time; 0 is as ever
 	fs    *FS
 	srv   *fuse.Server
 }
@@ -236,6 +237,7 @@ func (m *mounted) start() {
 	if m.fs, err = New(m.lower, m.upper, m.o); err != nil {
 		m.t.Fatal(err)
 	}
+	m.fs.listings.most = m.most
 	opts := ServerOptions(&fuse.MountOptions{Name: "cowtest", FsName: "cowtest", AllowOther: true, MaxWrite: 512 << 10,
 		DirectMountStrict: os.Geteuid() == 0, DirectMountFlags: unix.MS_MGC_VAL})
 	if os.Geteuid() != 0 {

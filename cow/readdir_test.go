@@ -62,7 +62,8 @@ func TestListingsAreBounded(t *testing.T) {
 // telldir said is still right afterwards.
 func TestListedInGoes(t *testing.T) {
 	m := mount(t, sampleLower(), Options{})
-	m.fs.listings.most = 50
+	m.most = 50
+	m.remount()
 	for i := range 1000 {
 		must(t, os.WriteFile(m.path(fmt.Sprintf("etc/a rather long name of a file %d", i)), nil, 0o644))
 	}
@@ -87,6 +88,5 @@ func TestListedInGoes(t *testing.T) {
 			t.Errorf("%d names", len(seen))
 		}
 		m.remount()
-		m.fs.listings.most = 50
 	}
 }
