@@ -59,14 +59,13 @@ func (t *Tree) readAhead(id ID, off, n, size int64, missed bool) {
 	}
 	p.window = min(max(2*p.window, 1<<20), aheadMax)
 	to := min(p.next+p.window, size)
-	if p.busy || to <= p.asked || p.next >= size || a.jobs >= aheadJobs || t.ctx.Err() != nil {
+	if p.busy || to <= p.asked || p.next >= size || a.jobs >= aheadJobs || !t.begin() {
 		a.mu.Unlock()
 		return
 	}
 	from := max(p.next, p.asked)
 	p.busy, p.asked = true, to
 	a.jobs++
-	t.work.Add(1)
 	a.mu.Unlock()
 	go func() {
 		defer t.work.Done()

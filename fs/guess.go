@@ -101,11 +101,10 @@ func (t *Tree) beginGuess() bool {
 	g := &t.guesses
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.ctx.Err() != nil || g.jobs >= guessJobs {
+	if g.jobs >= guessJobs || !t.begin() {
 		return false
 	}
 	g.jobs++
-	t.work.Add(1)
 	return true
 }
 

@@ -33,6 +33,7 @@ type Tree struct {
 	ctx    context.Context // of the tree's own goroutines, ended by Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+	ending sync.Mutex // held while ctx is ended, and by begin
 
 	fetches sync.Pool // of *fetch
 	stats   stats
@@ -158,11 +159,23 @@ const errSealed = constError("the tree has been sealed")
 
 // Close ends what the tree does in the background and every wait. Nothing must use the tree afterwards.
 func (t *Tree) Close() error {
-	t.ahead.mu.Lock() // nothing new is begun under it
+	t.ending.Lock()
 	t.cancel()
-	t.ahead.mu.Unlock()
+	t.ending.Unlock()
 	t.work.Wait()
 	return nil
+}
+
+// begin counts one more piece of work, for which the caller calls work.Done when it has ended; false once the tree is closed,
+// which waits for what has begun and for nothing else.
+func (t *Tree) begin() bool {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	if t.ctx.Err() != nil {
+		return false
+	}
+	t.work.Add(1)
+	return true
 }
 
 // Sealed is closed once no answer can change any more.
